@@ -1,0 +1,264 @@
+//! What remains of an API object behind the door: the parts that can change a verdict, comparable by value.
+//!
+//! `api` makes them, `index` keeps them. Nothing behind `api` sees a Kubernetes type. What could not be understood is a
+//! [`Fault`] beside the facts, and the facts are then the closed reading of the object (SEMANTICS 15.2).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+/// Labels of a pod or namespace. Shared, as many pods of a workload carry the same.
+pub type Labels = Arc<BTreeMap<String, String>>;
+
+/// `namespace/name` of a namespaced object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceFacts {
+    pub name: Arc<str>,
+    pub labels: Labels,
+    /// Pods of the namespace may send from any address (annotation `palisade.dev/trusted-addresses: "true"`).
+    pub trusted: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    pub name: ObjectName,
+    /// metadata.uid; from a folder, where it may be missing, made from the name.
+    pub uid: Arc<str>,
+    pub labels: Labels,
+    /// status.podIPs and status.podIP, without doubles.
+    pub addresses: Vec<IpAddr>,
+    /// Named ports of containers and restartable init containers (SEMANTICS 7.6, 7.10, 7.11). Shared.
+    pub ports: Arc<BTreeSet<NamedPort>>,
+    /// spec.nodeName.
+    pub node: Option<Arc<str>>,
+    /// spec.hostNetwork: neither subject nor peer of a selector (SEMANTICS 10).
+    pub host_network: bool,
+    /// status.phase Succeeded or Failed: its addresses may be another's already (SEMANTICS 9.3).
+    pub finished: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    pub name: Arc<str>,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// The protocols a policy can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    pub name: Arc<str>,
+    /// status.addresses that are IP addresses.
+    pub addresses: Vec<IpAddr>,
+    /// spec.podCIDRs (or podCIDR).
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyFacts {
+    pub name: ObjectName,
+    /// spec.podSelector; `Selector::everything()` where it could not be understood, so that the policy isolates.
+    pub subject: Selector,
+    pub isolates_ingress: bool,
+    pub isolates_egress: bool,
+    /// Empty where the policy does not isolate for that direction.
+    pub ingress: Vec<Rule>,
+    pub egress: Vec<Rule>,
+}
+
+/// One entry of spec.ingress or spec.egress. An entry that could not be understood has `Peers::These(vec![])`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rule {
+    pub peers: Peers,
+    pub ports: Ports,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Peers {
+    /// from/to missing or empty: everybody, pods or not.
+    All,
+    /// Any of these; the empty list is nobody.
+    These(Vec<Peer>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    Pods { namespaces: Namespaces, pods: Selector },
+    Block(Block),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Namespaces {
+    /// The one of this name: the policy's own, where namespaceSelector is missing.
+    Named(Arc<str>),
+    Matching(Selector),
+}
+
+/// An ipBlock: canonical (host bits cleared), excepts sorted, without doubles, each inside the cidr.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block {
+    pub cidr: IpNet,
+    pub except: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Ports {
+    /// ports missing or empty: every port of every protocol, protocols without ports included.
+    All,
+    /// Any of these; the empty list is none.
+    These(Vec<PortMatch>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PortMatch {
+    /// Destination ports first..=last.
+    Range { protocol: Protocol, first: u16, last: u16 },
+    /// Resolved at each destination pod.
+    Named { protocol: Protocol, name: Arc<str> },
+}
+
+/// A label selector: all requirements hold. No requirement: everything matches.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Selector {
+    /// Sorted, without doubles.
+    pub requirements: Vec<Requirement>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Requirement {
+    pub key: Arc<str>,
+    pub operator: Operator,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operator {
+    In(BTreeSet<String>),
+    /// Also matches where the key is absent.
+    NotIn(BTreeSet<String>),
+    Exists,
+    DoesNotExist,
+}
+
+/// One change at the door. Objects are keyed as Kubernetes keys them: a pod of the same name and another UID is another.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    Namespace(Arc<str>, Option<NamespaceFacts>),
+    /// `None`: this pod (by UID) is gone.
+    Pod {
+        name: ObjectName,
+        uid: Arc<str>,
+        facts: Option<PodFacts>,
+    },
+    Policy(ObjectName, Option<PolicyFacts>),
+    Node(Arc<str>, Option<NodeFacts>),
+    /// The complete list of a kind has been applied: whatever was not named since its `Relist` is gone.
+    Relist(Kind),
+    Relisted(Kind),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Namespace,
+    Pod,
+    Policy,
+    Node,
+}
+
+impl Kind {
+    pub const ALL: [Self; 4] = [Self::Namespace, Self::Pod, Self::Policy, Self::Node];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::Policy => "NetworkPolicy",
+            Self::Node => "Node",
+        }
+    }
+}
+
+/// Something that cannot be enforced as written; what it concerns is closed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fault {
+    pub kind: Kind,
+    /// `namespace/name`, or the name alone where there is no namespace; a file's path where it names no object.
+    pub object: String,
+    /// Path of the field, as in `spec.ingress[0].ports[1].port`.
+    pub field: String,
+    /// A sentence without a full stop: what is wrong and what follows from it.
+    pub message: String,
+}
+
+// === impl Selector ===
+
+impl Selector {
+    pub fn everything() -> Self {
+        Self { requirements: Vec::new() }
+    }
+
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.requirements.iter().all(|requirement| requirement.matches(labels))
+    }
+}
+
+impl Requirement {
+    /// SEMANTICS 4.2, after apimachinery's pkg/labels Requirement.Matches.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        let value = labels.get(&*self.key);
+        match &self.operator {
+            Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+            Operator::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+        }
+    }
+}

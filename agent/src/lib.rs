@@ -1,0 +1,4 @@
+//! The agent: API objects in, kernel tables out. One way through, see ARCHITECTURE.md.
+
+pub mod facts;
+pub mod tables;

@@ -1,0 +1,368 @@
+//! The tables both sides share: keys and values as they lie in the kernel's maps.
+//!
+//! This is a contract. Padding is a named field and always zero (hash maps compare keys bytewise); no `bool`, `Option` or
+//! `enum` crosses it; every size is asserted. A change of any layout raises [`LAYOUT_VERSION`], which is part of the path
+//! under which maps are pinned.
+//!
+//! Byte order: addresses are kept as they travel (network order); ports and numbers are in host order unless the name ends
+//! in `_be`.
+
+/// Raised with every change to a struct or constant in this file; part of the pin path.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
+///
+/// The family is kept apart (a v4-mapped IPv6 address on the wire is IPv6, SEMANTICS 6.8), see [`Family`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// Four words exactly as they lie in the packet.
+    pub words: [u32; 4],
+}
+
+impl Address {
+    pub const ZERO: Self = Self { words: [0; 4] };
+
+    /// `word` as it lies in the packet.
+    #[inline(always)]
+    pub const fn v4(word: u32) -> Self {
+        Self { words: [0, 0, 0xffff_u32.to_be(), word] }
+    }
+
+    #[inline(always)]
+    pub const fn v6(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
+    /// The last word, which is the whole address of an IPv4 one.
+    #[inline(always)]
+    pub const fn v4_word(&self) -> u32 {
+        self.words[3]
+    }
+}
+
+/// IP version of an address or packet, as stored in keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Family {
+    V4 = 4,
+    V6 = 6,
+}
+
+/// A number that changes at an epoch: readers at `since` or later take `after`, earlier ones `before`.
+///
+/// This is how any number of writes become visible at one instant (ARCHITECTURE.md, "One instant").
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Versioned {
+    pub since: u32,
+    pub before: u32,
+    pub after: u32,
+}
+
+impl Versioned {
+    #[inline(always)]
+    pub const fn at(&self, epoch: u32) -> u32 {
+        // Wrapping, so that the order survives 2^32 changes.
+        if (epoch.wrapping_sub(self.since) as i32) >= 0 { self.after } else { self.before }
+    }
+
+    /// The same at every epoch.
+    pub const fn constant(value: u32) -> Self {
+        Self { since: 0, before: value, after: value }
+    }
+}
+
+// === Configuration ===
+
+/// Index 0 of the one-element array CONFIG. The agent maps it into its memory and stores whole words.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The epoch that is in force.
+    pub epoch: u32,
+    /// 1: a stale flow is taken over without judging it again (`--existing-flows keep`).
+    pub keep_existing: u32,
+    /// Flow insertions (see [`FlowStats::inserts`]) above which the flow table may have evicted something.
+    pub inserts_safe: u64,
+    /// Until this time (ns, CLOCK_MONOTONIC) flows evicted earlier may still be wanted.
+    pub pressure_until: u64,
+    /// Mid-stream admissions per endpoint and second.
+    pub midstream_budget: u32,
+    /// Events per CPU and second.
+    pub events_budget: u32,
+}
+const _: () = assert!(size_of::<Config>() == 32);
+
+/// Index 0 of the one-element array FLOW_STATS, raised atomically by the programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowStats {
+    /// New entries put into FLOWS.
+    pub inserts: u64,
+}
+
+// === Endpoints ===
+
+/// ENDPOINTS (hash): host interface index → index into RECORDS, or [`RECORD_NONE`].
+pub type EndpointKey = u32;
+
+/// The value of a [`Versioned`] index that means: there is none.
+pub const RECORD_NONE: u32 = u32::MAX;
+
+/// How many addresses of one family an endpoint may own.
+pub const ADDRESSES_MAX: usize = 4;
+
+/// RECORDS (array): everything the programs know of one endpoint. Immutable while an ENDPOINTS entry refers to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointRecord {
+    /// Interface index of the host side of the veth; 0: the record is not in use.
+    pub ifindex: u32,
+    /// Stays the same for one pod; an address reused by another pod inherits no flow, as the generation differs. Never 0.
+    pub generation: u32,
+    /// Small number that is stable for the endpoint's life: index into ENDPOINT_STATS, and the stamp of Service traffic.
+    pub number: u32,
+    /// Bits of [`endpoint_flag`].
+    pub flags: u32,
+    /// Judges what is sent to the pod / what the pod sends.
+    pub ingress: TableRef,
+    pub egress: TableRef,
+    /// Network namespace id of the veth's other end, relative to the node's namespace; negative: unknown.
+    pub netns_id: i32,
+    /// The pod's MAC: first four bytes, then last two bytes in the low half (both as they lie in the packet).
+    pub mac_hi: u32,
+    pub mac_lo: u32,
+    pub v4_count: u32,
+    pub v6_count: u32,
+    /// Fingerprint of the pod's identity (its UID), so that the next agent recognises the record.
+    pub identity_hi: u32,
+    pub identity_lo: u32,
+    pub pad: u32,
+    /// IPv4 addresses, network order.
+    pub v4: [u32; ADDRESSES_MAX],
+    /// The directed broadcast address of each, network order; 0: none.
+    pub v4_broadcast: [u32; ADDRESSES_MAX],
+    /// IPv6 addresses, link-local ones included.
+    pub v6: [Address; ADDRESSES_MAX],
+}
+const _: () = assert!(size_of::<EndpointRecord>() == 72 + 16 + 16 + 64);
+
+/// A decision table and what it says to classes that have no row in it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TableRef {
+    pub table: u32,
+    /// Ports that every peer may use: [`PORTS_NONE`], [`PORTS_ALL`] or a port set.
+    pub default_ports: u32,
+    /// The rule behind `default_ports`, where it is [`PORTS_ALL`].
+    pub default_rule: u32,
+}
+
+pub mod endpoint_flag {
+    /// A policy selects the pod for this direction.
+    pub const ISOLATED_INGRESS: u32 = 1 << 0;
+    pub const ISOLATED_EGRESS: u32 = 1 << 1;
+    /// Nothing passes except between the pod and its node: the pod is not known yet, or cannot be enforced.
+    pub const CLOSED: u32 = 1 << 2;
+    /// Router and VPN pods: may send from, and receive for, any address.
+    pub const TRUSTED: u32 = 1 << 3;
+    /// The pod had connections that no program saw being opened (it is older than its program, or was not isolated once).
+    pub const MIDSTREAM: u32 = 1 << 4;
+}
+
+// === Classes ===
+
+/// CLASS_EXACT_V4 (hash): address as it lies in the packet → [`Versioned`] class.
+pub type ExactV4Key = u32;
+
+/// CLASS_EXACT_V6 (hash): address → [`Versioned`] class.
+pub type ExactV6Key = Address;
+
+/// CLASS_CIDR_V4 (LPM trie): the data of the key, network order.
+pub type CidrV4Data = u32;
+
+/// CLASS_CIDR_V6 (LPM trie): the data of the key, network order.
+pub type CidrV6Data = Address;
+
+/// Class of an address that no peer of this node's policies matches.
+pub const CLASS_NONE: u32 = 0;
+
+/// In CLASS_EXACT: this address has no class of its own (now), ask CLASS_CIDR.
+pub const CLASS_ASK_CIDR: u32 = u32::MAX;
+
+// === Rules and ports ===
+
+/// RULES (hash): what a class may use under a table, where it differs from the table's default.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleKey {
+    pub table: u32,
+    pub class: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RuleValue {
+    /// [`PORTS_NONE`], [`PORTS_ALL`] or a port set.
+    pub ports: u32,
+    /// The rule that gave it, where `ports` is [`PORTS_ALL`]; else 0.
+    pub rule: u32,
+}
+
+/// Nothing is allowed.
+pub const PORTS_NONE: u32 = 0;
+/// Every protocol and port is allowed.
+pub const PORTS_ALL: u32 = 1;
+/// Port sets are numbered from here.
+pub const PORTS_FIRST: u32 = 2;
+
+/// PORTS (LPM trie): the data of the key. The port comes last so that a prefix covers a range of ports; protocol and set
+/// are always matched whole, so prefix lengths run from [`PORT_PREFIX_MIN`] to [`PORT_PREFIX_MAX`] bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortKey {
+    /// Port set, big endian as an LPM trie compares bytes from the left.
+    pub ports_be: u32,
+    pub protocol: u8,
+    pub pad: u8,
+    /// Destination port, network order.
+    pub port_be: u16,
+}
+const _: () = assert!(size_of::<PortKey>() == 8);
+
+/// Prefix length (bits) of a port set and protocol with every port.
+pub const PORT_PREFIX_MIN: u32 = 48;
+/// Prefix length (bits) of one port.
+pub const PORT_PREFIX_MAX: u32 = 64;
+
+/// PORTS: the rule that admits the port. An absent port is refused.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PortValue {
+    pub rule: u32,
+}
+
+// === Flows ===
+
+/// FLOWS (LRU hash): both directions of a flow have one key: the end with the lower (address, port) comes first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey {
+    pub low: Address,
+    pub high: Address,
+    /// Host order. ICMP echo: the identifier in both; protocols without ports: 0.
+    pub low_port: u16,
+    pub high_port: u16,
+    pub protocol: u8,
+    /// [`Family`] as a number.
+    pub family: u8,
+    pub pad: u16,
+}
+const _: () = assert!(size_of::<FlowKey>() == 40);
+
+/// One judgement that is remembered: valid while both numbers are the endpoint's and the node's own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Judgement {
+    /// The epoch it was made at, as read before any table was read.
+    pub epoch: u32,
+    /// Generation of the endpoint it was made for; 0: refused, or not judged.
+    pub generation: u32,
+}
+
+/// FLOWS: who opened the flow, and what was decided about it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowValue {
+    /// By opener (0: the low end, 1: the high end) and role (0: egress of the opener, 1: ingress of the other end).
+    pub judged: [[Judgement; 2]; 2],
+    /// Nanoseconds, CLOCK_MONOTONIC (coarse), of about the last packet.
+    pub seen: u64,
+    /// Bits of [`flow_flag`].
+    pub flags: u32,
+    /// TCP: the sequence number after each end's FIN (by sender: low, high).
+    pub fin_next: [u32; 2],
+    /// For what the exits will remember of a stamped flow.
+    pub reserved: [u32; 3],
+}
+const _: () = assert!(size_of::<FlowValue>() == 64);
+
+pub mod flow_flag {
+    /// The low (high: one bit up) end opened the flow at least once.
+    pub const OPENED: u32 = 1 << 0;
+    /// The opener is a process of the node: always admitted at the other end.
+    pub const NODE: u32 = 1 << 2;
+    /// TCP: the end sent its FIN.
+    pub const FIN: u32 = 1 << 4;
+    /// TCP: the end's FIN was acknowledged.
+    pub const FIN_ACKED: u32 = 1 << 6;
+    /// TCP: reset by an end that is certain.
+    pub const RESET: u32 = 1 << 8;
+    /// TCP: a reset was seen that may be forged; the flow lives on for a short while.
+    pub const RESET_SEEN: u32 = 1 << 9;
+    /// Admitted mid-stream by the reverse question and not yet confirmed by a packet of the end that opened it.
+    pub const UNCONFIRMED: u32 = 1 << 10;
+}
+
+/// FRAGMENTS (LRU hash): where the first fragment of a datagram was admitted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FragmentKey {
+    pub source: Address,
+    pub destination: Address,
+    /// Identification, as it lies in the packet (IPv4: the low half).
+    pub id: u32,
+    pub ifindex: u32,
+    pub protocol: u8,
+    pub family: u8,
+    /// [`crate::Hook`] as a number.
+    pub hook: u8,
+    pub pad: u8,
+    pub pad2: u32,
+}
+const _: () = assert!(size_of::<FragmentKey>() == 48);
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentValue {
+    pub judged: Judgement,
+    /// Nanoseconds, CLOCK_MONOTONIC (coarse), of the first fragment.
+    pub seen: u64,
+}
+
+// === Counters and events ===
+
+/// ENDPOINT_STATS (array), by endpoint number. Not exact under concurrency.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointStats {
+    /// The second (CLOCK_MONOTONIC) that `midstream_count` counts in.
+    pub midstream_second: u32,
+    pub midstream_count: u32,
+}
+
+/// EVENTS (ring buffer): a refused packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// Nanoseconds, CLOCK_MONOTONIC.
+    pub time: u64,
+    pub ifindex: u32,
+    pub generation: u32,
+    pub source: Address,
+    pub destination: Address,
+    /// Host order; 0 where the packet has none.
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub protocol: u8,
+    pub family: u8,
+    /// [`crate::Hook`] as a number.
+    pub hook: u8,
+    /// [`crate::Reason`] as a number.
+    pub reason: u8,
+    /// Class of the peer, where it was asked for.
+    pub class: u32,
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Event>() == 64);
