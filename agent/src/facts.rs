@@ -262,3 +262,37 @@ impl Requirement {
         }
     }
 }
+
+/// One object's change, and all that is wrong with the object as it now is (empty: nothing, earlier faults are cleared).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    pub change: Change,
+    pub faults: Vec<Fault>,
+}
+
+/// The host's side of a veth that is, or may be, a pod's: what `node` found out about it. Addresses and names may come
+/// later than the interface; each change is the whole value anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Veth {
+    /// Index of the host's side.
+    pub ifindex: u32,
+    /// Name of the host's side.
+    pub name: Arc<str>,
+    /// MAC address of the pod's side.
+    pub pod_mac: Option<[u8; 6]>,
+    /// Id of the network namespace of the pod's side, relative to the node's.
+    pub netns_id: Option<i32>,
+    /// Addresses of the pod's side with their prefix lengths (bits), link-local ones included.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Which pod the CNI result names.
+    pub pod: Option<(ObjectName, Option<Arc<str>>)>,
+    /// It was there before this node's first program was attached to it: there may be connections nobody saw being opened.
+    pub older: bool,
+}
+
+/// What `node` tells: a veth is as given, or gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VethChange {
+    pub ifindex: u32,
+    pub veth: Option<Veth>,
+}
