@@ -333,6 +333,9 @@ pub struct FragmentValue {
 
 // === Counters and events ===
 
+/// Size of COUNTERS (per-CPU array of packets by [`crate::Reason`]).
+pub const REASONS: usize = 64;
+
 /// ENDPOINT_STATS (array), by endpoint number. Not exact under concurrency.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -68,8 +68,8 @@ macro_rules! reasons {
     };
 }
 
-/// Size of COUNTERS: reasons have numbers below it.
-pub const REASONS_MAX: u32 = 64;
+/// Numbers below this pass, from it on refuse.
+pub const REFUSED_FIRST: u8 = 16;
 
 reasons! {
     NotIsolated = 0, "not-isolated", true, "no policy isolates the pod";
