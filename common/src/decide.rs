@@ -9,7 +9,7 @@ use crate::layout::{
     PORTS_NONE, RuleKey, RuleValue, TableRef, Versioned, endpoint_flag,
 };
 use crate::neighbour;
-use crate::parse::{Bytes, Packet, V4, V6, packet_trait, protocol};
+use crate::parse::{self, Bytes, Packet, V4, V6, packet_trait, protocol};
 use crate::verdict::{Hook, REFUSED_FIRST, Reason};
 
 /// How the tables are asked. Look-ups return what is there now; the epoch decides which version of it counts.
@@ -28,10 +28,10 @@ pub trait Tables {
     /// PORTS: the rule that admits the port (host order).
     fn port(&self, ports: u32, protocol: u8, port: u16) -> Option<u32>;
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow<'_>>;
-    /// Puts the whole entry anew; `new`: there was none.
-    fn put_flow(&self, key: &FlowKey, value: &FlowValue, new: bool);
+    /// Puts the whole entry anew; `new`: there was none. `false`: the table could not take it.
+    fn put_flow(&self, key: &FlowKey, value: &FlowValue, new: bool) -> bool;
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue>;
-    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue);
+    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool;
     /// Nanoseconds, CLOCK_MONOTONIC (coarse).
     fn now(&self) -> u64;
     /// The flow table may have evicted a flow that is still wanted.
@@ -83,6 +83,25 @@ impl Ruling {
         Self::new(reason, 0)
     }
 
+    /// The flow is to be remembered with a judgement of the packet's direction (`forward`) or of the opposite one.
+    #[inline(always)]
+    pub(crate) const fn remembering(self, forward: bool) -> Self {
+        Self(self.0 | if forward { Self::REMEMBER | Self::FORWARD } else { Self::REMEMBER })
+    }
+
+    #[inline(always)]
+    pub(crate) const fn remembers(self) -> bool {
+        self.0 & Self::REMEMBER != 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_forward(self) -> bool {
+        self.0 & Self::FORWARD != 0
+    }
+
+    const REMEMBER: u64 = 1 << 40;
+    const FORWARD: u64 = 1 << 41;
+
     #[inline(always)]
     pub const fn reason(self) -> Reason {
         match Reason::from_number(self.0 as u8) {
@@ -121,13 +140,21 @@ pub const INGRESS: usize = 1;
 /// How often a packet is judged before it is given up because the tables keep changing.
 const ATTEMPTS: u32 = 2;
 
-/// Judges `packet`, which was parsed from `bytes`.
+/// A frame, what was parsed from it, and room for the packet that it may quote (two do not fit on a BPF program's stack).
+#[derive(Debug)]
+pub struct Frame<'a, B> {
+    pub bytes: &'a B,
+    pub packet: &'a Packet,
+    pub quoted: &'a mut Packet,
+}
+
+/// Judges a frame.
 #[inline(always)]
-pub fn decide<B: Bytes, T: Tables>(bytes: &B, packet: &Packet, tables: &T, meeting: Meeting) -> Ruling {
+pub fn decide<B: Bytes, T: Tables>(frame: &mut Frame<'_, B>, tables: &T, meeting: Meeting) -> Ruling {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let epoch = tables.epoch();
-        let ruling = judge(bytes, packet, tables, meeting, epoch);
+        let ruling = judge(frame, tables, meeting, epoch);
         if tables.epoch() == epoch {
             return ruling;
         }
@@ -137,17 +164,17 @@ pub fn decide<B: Bytes, T: Tables>(bytes: &B, packet: &Packet, tables: &T, meeti
 }
 
 #[inline(always)]
-fn judge<B: Bytes, T: Tables>(bytes: &B, packet: &Packet, tables: &T, meeting: Meeting, epoch: u32) -> Ruling {
+fn judge<B: Bytes, T: Tables>(frame: &mut Frame<'_, B>, tables: &T, meeting: Meeting, epoch: u32) -> Ruling {
     let record = match tables.endpoint(meeting.ifindex) {
         Some(index) => tables.record(index.at(epoch)),
         None => None,
     };
-    let Some(record) = record else { return Ruling::of(without_endpoint(packet, meeting)) };
+    let Some(record) = record else { return Ruling::of(without_endpoint(frame.packet, meeting)) };
     // A record's memory is used again for another endpoint; the epoch has moved then, but do not even ask it.
     if record.ifindex != meeting.ifindex {
-        return Ruling::of(without_endpoint(packet, meeting));
+        return Ruling::of(without_endpoint(frame.packet, meeting));
     }
-    for_endpoint(bytes, packet, tables, meeting, epoch, record)
+    for_endpoint(frame, tables, meeting, epoch, record)
 }
 
 /// A veth that has its programs and no entry yet: closed, its node excepted.
@@ -164,15 +191,15 @@ fn without_endpoint(packet: &Packet, meeting: Meeting) -> Reason {
 
 #[inline(always)]
 fn for_endpoint<B: Bytes, T: Tables>(
-    bytes: &B,
-    packet: &Packet,
+    frame: &mut Frame<'_, B>,
     tables: &T,
     meeting: Meeting,
     epoch: u32,
     record: &EndpointRecord,
 ) -> Ruling {
     let flags = record.flags;
-    if let Some(reason) = admission(bytes, packet, meeting, record) {
+    let packet = frame.packet;
+    if let Some(reason) = admission(frame.bytes, packet, meeting, record) {
         return Ruling::of(reason);
     }
     let isolated = flags & (endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS);
@@ -183,30 +210,61 @@ fn for_endpoint<B: Bytes, T: Tables>(
         let malformed = packet.has(packet_trait::MALFORMED);
         return Ruling::of(if malformed { Reason::Malformed } else { Reason::UnknownProtocol });
     }
-    let at = flow::At::new(tables, record, packet, epoch, meeting.hook);
-    if matches!(meeting.hook, Hook::ToPod) && meeting.from_node {
-        if !packet.has(packet_trait::MALFORMED | packet_trait::FRAGMENT_LATER | packet_trait::ICMP_ERROR) {
-            flow::remember_node(&at);
-        }
-        return Ruling::of(Reason::Node);
-    }
+    let from_node = matches!(meeting.hook, Hook::ToPod) && meeting.from_node;
     if packet.has(packet_trait::MALFORMED) {
-        return Ruling::of(Reason::Malformed);
-    }
-    if flags & endpoint_flag::CLOSED != 0 {
-        return Ruling::of(flow::closed(&at));
-    }
-    if packet.has(packet_trait::FRAGMENT_LATER) {
-        return Ruling::of(later_fragment(&at));
+        return Ruling::of(if from_node { Reason::Node } else { Reason::Malformed });
     }
     if packet.has(packet_trait::ICMP_ERROR) {
-        return Ruling::of(flow::related(&at, bytes));
+        if from_node {
+            return Ruling::of(Reason::Node);
+        }
+        if flags & endpoint_flag::CLOSED != 0 {
+            return Ruling::of(Reason::Closed);
+        }
+        return Ruling::of(icmp_error(frame, tables, record, epoch, meeting.hook));
+    }
+    isolated_packet(packet, tables, record, epoch, &meeting)
+}
+
+/// A function of its own for the stack's sake: what it calls may use what is left of 512 bytes.
+#[inline(never)]
+fn isolated_packet<T: Tables>(
+    packet: &Packet,
+    tables: &T,
+    record: &EndpointRecord,
+    epoch: u32,
+    meeting: &Meeting,
+) -> Ruling {
+    let from_node = matches!(meeting.hook, Hook::ToPod) && meeting.from_node;
+    let at = flow::At::new(tables, record, packet, epoch, meeting.hook);
+    if packet.has(packet_trait::FRAGMENT_LATER) {
+        return Ruling::of(if from_node { Reason::Node } else { later_fragment(&at) });
+    }
+    if from_node {
+        return Ruling::of(flow::remember_node(&at));
+    }
+    if record.flags & endpoint_flag::CLOSED != 0 {
+        return Ruling::of(flow::closed(&at));
     }
     let ruling = flow::pass(&at);
-    if packet.has(packet_trait::FRAGMENT_FIRST) && ruling.passes() {
-        put_fragment(&at);
+    if packet.has(packet_trait::FRAGMENT_FIRST) && ruling.passes() && !put_fragment(&at) {
+        return Ruling::new(Reason::Unremembered, ruling.class());
     }
     ruling
+}
+
+#[inline(never)]
+fn icmp_error<B: Bytes, T: Tables>(
+    frame: &mut Frame<'_, B>,
+    tables: &T,
+    record: &EndpointRecord,
+    epoch: u32,
+    hook: Hook,
+) -> Reason {
+    parse::quoted(frame.bytes, frame.packet, frame.quoted);
+    // The quoted packet went the other way, through the endpoint's other hook.
+    let at = flow::At::new(tables, record, frame.quoted, epoch, hook.opposite());
+    flow::related(&at, frame.packet)
 }
 
 /// What holds for every pod, isolated or not: who it says it is, and what it may be told (SEMANTICS 14.2, DESIGN §5 step 2).
@@ -428,8 +486,8 @@ fn fragment_key<T: Tables>(at: &flow::At<'_, T>) -> FragmentKey {
 }
 
 #[inline(never)]
-fn put_fragment<T: Tables>(at: &flow::At<'_, T>) {
-    at.tables.put_fragment(&fragment_key(at), &FragmentValue { judged: at.judgement(), seen: at.now });
+fn put_fragment<T: Tables>(at: &flow::At<'_, T>) -> bool {
+    at.tables.put_fragment(&fragment_key(at), &FragmentValue { judged: at.judgement(), seen: at.now })
 }
 
 #[inline(never)]
@@ -440,6 +498,9 @@ fn later_fragment<T: Tables>(at: &flow::At<'_, T>) -> Reason {
         protocol::SCTP => 16,
         _ => 8,
     };
+    if at.record.flags & endpoint_flag::CLOSED != 0 {
+        return Reason::Closed;
+    }
     if at.packet.fragment_offset < header {
         return Reason::Malformed;
     }

@@ -6,7 +6,7 @@
 
 use crate::decide::{Answer, EGRESS, FlowEntry, INGRESS, Ruling, Tables, ask};
 use crate::layout::{Address, EndpointRecord, FlowKey, FlowValue, Judgement, endpoint_flag, flow_flag};
-use crate::parse::{self, Bytes, Packet, packet_trait, protocol, tcp_flag};
+use crate::parse::{Packet, packet_trait, protocol, tcp_flag};
 use crate::verdict::{Hook, Reason};
 
 const SECOND: u64 = 1_000_000_000;
@@ -104,9 +104,12 @@ fn ask_packet<T: Tables>(at: &At<'_, T>, role: usize, port: u16) -> Answer {
 #[inline(always)]
 pub fn key(packet: &Packet) -> (FlowKey, usize) {
     let source_is_low = is_before(&packet.source, packet.source_port, &packet.destination, packet.destination_port);
+    // References first, so that each address is copied once.
+    let (low, high) =
+        if source_is_low { (&packet.source, &packet.destination) } else { (&packet.destination, &packet.source) };
     let key = FlowKey {
-        low: if source_is_low { packet.source } else { packet.destination },
-        high: if source_is_low { packet.destination } else { packet.source },
+        low: *low,
+        high: *high,
         low_port: if source_is_low { packet.source_port } else { packet.destination_port },
         high_port: if source_is_low { packet.destination_port } else { packet.source_port },
         protocol: packet.protocol,
@@ -154,10 +157,16 @@ const fn is_closed(flags: u32) -> bool {
 #[inline(always)]
 pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
     let packet = at.packet;
-    let Some(flow) = at.tables.flow(&at.key) else { return judge_unknown(at, true) };
-    if !is_alive(&flow, packet.protocol, at.now) {
-        return judge_unknown(at, false);
-    }
+    let flow = at.tables.flow(&at.key);
+    let new = flow.is_none();
+    let Some(flow) = flow.filter(|flow| is_alive(flow, packet.protocol, at.now)) else {
+        let ruling = judge_unknown(at);
+        if !ruling.remembers() {
+            return ruling;
+        }
+        let flags = if ruling.is_forward() { 0 } else { flow_flag::UNCONFIRMED };
+        return remembered(insert(at, ruling.is_forward(), flags, new), ruling);
+    };
     let opening = packet.has(packet_trait::OPENING);
     let flags = flow.flags();
     if at.is_valid(flow.judged(at.sender, at.forward_role())) && !(opening && flags & TCP_STATE != 0) {
@@ -168,7 +177,8 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
         note(at, &flow, false);
         return Ruling::of(Reason::Reply);
     }
-    judge_known(at, &flow)
+    let ruling = judge_known(at, &flow);
+    if ruling.remembers() { remembered(stamp(at, &flow, ruling.is_forward()), ruling) } else { ruling }
 }
 
 /// Whether a packet of the end that did not open the flow may still be an answer.
@@ -259,8 +269,8 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
         let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
         let answer = if kept || node { Answer::ALLOWED } else { at.ask_reverse() };
         if answer.is_allowed() {
-            stamp(at, flow, false);
-            return Ruling::of(if kept { Reason::Kept } else { Reason::Reply });
+            let reason = if kept { Reason::Kept } else { Reason::Reply };
+            return Ruling::of(reason).remembering(false);
         }
         refused = Ruling::new(if admitted_once { Reason::Revoked } else { Reason::NoRule }, answer.class());
     }
@@ -271,7 +281,6 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
         let kept = known && keeps;
         let answer = if kept { Answer::ALLOWED } else { at.ask_forward() };
         if answer.is_allowed() {
-            stamp(at, flow, true);
             let reason = if kept {
                 Reason::Kept
             } else if known {
@@ -279,7 +288,7 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
             } else {
                 Reason::Allowed
             };
-            return Ruling::new(reason, answer.class());
+            return Ruling::new(reason, answer.class()).remembering(true);
         }
         let revoked = known || matches!(refused.reason(), Reason::Revoked);
         refused = Ruling::new(if revoked { Reason::Revoked } else { Reason::NoRule }, answer.class());
@@ -289,7 +298,7 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
 
 /// Puts the entry anew with the judgement of the packet's direction (`forward`) or of the opposite one made now.
 #[inline(never)]
-fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) {
+fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -> bool {
     let mut value = flow.value();
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     if forward {
@@ -304,12 +313,13 @@ fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) {
     if forward || value.flags & (ENDING | flow_flag::UNCONFIRMED) == 0 {
         value.seen = at.now;
     }
-    at.tables.put_flow(&at.key, &value, false);
+    let remembered = at.tables.put_flow(&at.key, &value, false);
     if at.packet.is_tcp()
         && let Some(flow) = at.tables.flow(&at.key)
     {
         note(at, &flow, forward);
     }
+    remembered
 }
 
 /// Constant places, so that the verifier sees constant offsets.
@@ -325,16 +335,16 @@ fn set_judged(value: &mut FlowValue, opener: usize, role: usize, judgement: Judg
 
 /// Puts an entry for a flow that the packet's sender (`forward`) or receiver opened. `new`: none is there.
 #[inline(never)]
-fn insert<T: Tables>(at: &At<'_, T>, forward: bool, flags: u32, new: bool) {
+fn insert<T: Tables>(at: &At<'_, T>, forward: bool, flags: u32, new: bool) -> bool {
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     let mut value = FlowValue { seen: at.now, flags: flags | flow_flag::OPENED << opener, ..FlowValue::default() };
     set_judged(&mut value, opener, role, at.judgement());
-    at.tables.put_flow(&at.key, &value, new);
+    at.tables.put_flow(&at.key, &value, new)
 }
 
 /// A tuple that nothing is known of.
 #[inline(never)]
-fn judge_unknown<T: Tables>(at: &At<'_, T>, new: bool) -> Ruling {
+fn judge_unknown<T: Tables>(at: &At<'_, T>) -> Ruling {
     let connected = matches!(at.packet.protocol, protocol::TCP | protocol::SCTP);
     let mut direction = Opened::Forward;
     if connected && !at.packet.has(packet_trait::OPENING) {
@@ -343,8 +353,7 @@ fn judge_unknown<T: Tables>(at: &At<'_, T>, new: bool) -> Ruling {
     if !matches!(direction, Opened::Reverse) {
         let answer = at.ask_forward();
         if answer.is_allowed() {
-            insert(at, true, 0, new);
-            return Ruling::new(Reason::Allowed, answer.class());
+            return Ruling::new(Reason::Allowed, answer.class()).remembering(true);
         }
         if matches!(direction, Opened::Forward) {
             return Ruling::new(Reason::NoRule, answer.class());
@@ -357,8 +366,12 @@ fn judge_unknown<T: Tables>(at: &At<'_, T>, new: bool) -> Ruling {
     if !at.tables.take_midstream(at.record.number, at.now) {
         return Ruling::new(Reason::MidstreamBudget, answer.class());
     }
-    insert(at, false, flow_flag::UNCONFIRMED, new);
-    Ruling::new(Reason::Midstream, answer.class())
+    Ruling::new(Reason::Midstream, answer.class()).remembering(false)
+}
+
+#[inline(always)]
+fn remembered(taken: bool, ruling: Ruling) -> Ruling {
+    if taken { ruling } else { Ruling::new(Reason::Unremembered, ruling.class()) }
 }
 
 /// Which end is held to have opened a connection that is met mid-stream.
@@ -393,36 +406,35 @@ fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
 
 /// Remembers what the node sends to the pod, so that the pod's answers pass.
 #[inline(never)]
-pub(crate) fn remember_node<T: Tables>(at: &At<'_, T>) {
+pub(crate) fn remember_node<T: Tables>(at: &At<'_, T>) -> Reason {
     let packet = at.packet;
     let sender = at.sender;
     let reset = packet.is_tcp() && packet.tcp_flags & tcp_flag::RST != 0;
-    let Some(flow) = at.tables.flow(&at.key) else {
-        if !reset {
-            insert(at, true, flow_flag::NODE, true);
+    let flow = at.tables.flow(&at.key);
+    let new = flow.is_none();
+    let taken = match flow {
+        Some(flow) if is_alive(&flow, packet.protocol, at.now) => {
+            let flags = flow.flags();
+            let opened_by_pod = flags & (flow_flag::OPENED << (1 - sender)) != 0;
+            let opened_by_node = flags & (flow_flag::OPENED << sender) != 0;
+            let opening = packet.has(packet_trait::OPENING);
+            let ended = opening && flags & TCP_STATE != 0;
+            if at.is_valid(flow.judged(sender, INGRESS)) && flags & flow_flag::NODE != 0 && !ended {
+                note(at, &flow, true);
+                true
+            } else if (opened_by_pod && !opened_by_node && !opening) || reset {
+                // An answer to what the pod opened, if it was allowed to.
+                note(at, &flow, false);
+                true
+            } else {
+                flow.set_flags(flags | flow_flag::NODE);
+                stamp(at, &flow, true)
+            }
         }
-        return;
+        // A reset opens nothing that could be answered.
+        _ => reset || insert(at, true, flow_flag::NODE, new),
     };
-    if !is_alive(&flow, packet.protocol, at.now) {
-        if !reset {
-            insert(at, true, flow_flag::NODE, false);
-        }
-        return;
-    }
-    let flags = flow.flags();
-    let opened_by_pod = flags & (flow_flag::OPENED << (1 - sender)) != 0;
-    let opened_by_node = flags & (flow_flag::OPENED << sender) != 0;
-    let opening = packet.has(packet_trait::OPENING);
-    let ended = opening && flags & TCP_STATE != 0;
-    if at.is_valid(flow.judged(sender, INGRESS)) && flags & flow_flag::NODE != 0 && !ended {
-        note(at, &flow, true);
-    } else if (opened_by_pod && !opened_by_node && !opening) || reset {
-        // An answer to what the pod opened, if it was allowed to.
-        note(at, &flow, false);
-    } else {
-        flow.set_flags(flags | flow_flag::NODE);
-        stamp(at, &flow, true);
-    }
+    if taken { Reason::Node } else { Reason::Unremembered }
 }
 
 /// A packet of or to a closed endpoint, not sent by the node: only answers to the node pass.
@@ -441,26 +453,18 @@ pub(crate) fn closed<T: Tables>(at: &At<'_, T>) -> Reason {
 
 // === ICMP errors ===
 
-/// An ICMP error passes if the packet it quotes belongs to a flow that the endpoint would still let through, and it goes to
-/// that packet's source.
+/// An ICMP error passes if the packet it quotes (`at`) belongs to a flow that the endpoint would still let through, and it goes
+/// to that packet's source.
 #[inline(never)]
-pub(crate) fn related<T: Tables, B: Bytes>(at: &At<'_, T>, bytes: &B) -> Reason {
-    let error = at.packet;
-    let mut quoted = Packet::default();
-    parse::quoted(bytes, error, &mut quoted);
+pub(crate) fn related<T: Tables>(at: &At<'_, T>, error: &Packet) -> Reason {
+    let quoted = at.packet;
     if quoted.has(packet_trait::MALFORMED)
         || quoted.source.words != error.destination.words
         || quoted.family != error.family
     {
         return Reason::UnrelatedError;
     }
-    // The quoted packet went the other way, through the endpoint's other hook.
-    let hook = match at.hook {
-        Hook::FromPod => Hook::ToPod,
-        Hook::ToPod => Hook::FromPod,
-    };
-    let at = At::new(at.tables, at.record, &quoted, at.epoch, hook);
-    if is_admitted(&at) { Reason::RelatedError } else { Reason::UnrelatedError }
+    if is_admitted(at) { Reason::RelatedError } else { Reason::UnrelatedError }
 }
 
 #[inline(always)]

@@ -46,7 +46,7 @@ pub(crate) fn is_for_pod(packet: &Packet) -> bool {
 }
 
 /// A pod's ICMP: refused, always allowed, or `None` for what is to be judged.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn from_pod<B: Bytes>(bytes: &B, packet: &Packet, record: &EndpointRecord, checked: bool) -> Option<Reason> {
     if packet.family == V4 {
         return if checked && packet.icmp_type == REDIRECT_V4 { Some(Reason::Redirect) } else { None };

@@ -132,6 +132,20 @@ fn be(word: u32) -> u32 {
 /// Parses a whole frame.
 #[inline(always)]
 pub fn frame<B: Bytes>(bytes: &B, packet: &mut Packet) {
+    // The function's value has to be used: a BPF function that returns nothing may leave a pointer in r0 ("cannot return stack
+    // pointer to the caller", 6.18), and the compiler drops a value that nobody reads.
+    packet.traits = frame_traits(bytes, packet);
+}
+
+/// A function of its own, so that the verifier goes on from one state, not one for each kind of packet.
+#[inline(never)]
+fn frame_traits<B: Bytes>(bytes: &B, packet: &mut Packet) -> u32 {
+    parse_frame(bytes, packet);
+    packet.traits
+}
+
+#[inline(always)]
+fn parse_frame<B: Bytes>(bytes: &B, packet: &mut Packet) {
     *packet = Packet::default();
     let Some(ethernet) = bytes.words::<4>(0) else {
         packet.traits = packet_trait::MALFORMED;
@@ -171,6 +185,17 @@ pub fn frame<B: Bytes>(bytes: &B, packet: &mut Packet) {
 /// Parses the packet that an ICMP error quotes: as far as ports, and without believing its lengths, which are the original's.
 #[inline(always)]
 pub fn quoted<B: Bytes>(bytes: &B, error: &Packet, packet: &mut Packet) {
+    packet.traits = quoted_traits(bytes, error, packet);
+}
+
+#[inline(never)]
+fn quoted_traits<B: Bytes>(bytes: &B, error: &Packet, packet: &mut Packet) -> u32 {
+    parse_quoted(bytes, error, packet);
+    packet.traits
+}
+
+#[inline(always)]
+fn parse_quoted<B: Bytes>(bytes: &B, error: &Packet, packet: &mut Packet) {
     *packet = Packet::default();
     let offset = error.transport + 8;
     if error.family == V4 {

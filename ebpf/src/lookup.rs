@@ -21,12 +21,12 @@ use crate::maps;
 const OFFSET_MAX: u32 = 2047;
 
 /// The bytes of an skb.
-pub struct Frame<'a> {
+pub struct Skb<'a> {
     pub ctx: &'a TcContext,
     pub gso: bool,
 }
 
-impl Bytes for Frame<'_> {
+impl Bytes for Skb<'_> {
     #[inline(always)]
     fn len(&self) -> u32 {
         self.ctx.len()
@@ -34,6 +34,10 @@ impl Bytes for Frame<'_> {
 
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        // Read back from the stack: the compiler would otherwise bound one copy of the offset and add another, sign-extended, to
+        // the pointer ("R2 offset is outside of the packet", seen on 6.18).
+        // SAFETY: reading a local.
+        let offset = unsafe { core::ptr::read_volatile(&raw const offset) };
         if offset > OFFSET_MAX {
             return None;
         }
@@ -127,13 +131,14 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn put_flow(&self, key: &FlowKey, value: &FlowValue, new: bool) {
-        let _ = maps::FLOWS.insert(key, value, BPF_ANY as u64);
+    fn put_flow(&self, key: &FlowKey, value: &FlowValue, new: bool) -> bool {
+        let taken = maps::FLOWS.insert(key, value, BPF_ANY as u64).is_ok();
         if new && let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0) {
             // The target's core has no AtomicU64::fetch_add (BPF lacks compare-and-swap before v3), but it has this instruction.
             // SAFETY: a live array element; inserts are rare enough that the atomic costs nothing that counts.
             unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*stats).inserts, 1) };
         }
+        taken
     }
 
     #[inline(always)]
@@ -143,8 +148,8 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) {
-        let _ = maps::FRAGMENTS.insert(key, value, BPF_ANY as u64);
+    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool {
+        maps::FRAGMENTS.insert(key, value, BPF_ANY as u64).is_ok()
     }
 
     #[inline(always)]

@@ -56,9 +56,9 @@ pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 
-/// The packet being judged, parsed: too much for the 512 bytes of stack.
+/// The packet being judged and the one it quotes, parsed: too much for the 512 bytes of stack.
 #[btf_map]
-pub static PACKET: PerCpuArray<Packet, 1> = PerCpuArray::new();
+pub static PACKETS: PerCpuArray<Packet, 2> = PerCpuArray::new();
 
 /// Events of this second: (second, sent, lost for ever).
 #[btf_map]
