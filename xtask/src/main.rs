@@ -1,1 +1,49 @@
-fn main() {}
+//! The project's own commands, each in a file of its own. Run as `cargo xtask COMMAND`.
+
+mod build;
+mod command;
+mod lab;
+mod paths;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND [ARGUMENTS]
+
+  setup    sets up what is missing: rust-src, bpf-linker, packages, the Go-built parts of the lab
+  build    the kernel programs and the static binary target/release/palisade
+  test     everything that must pass, from formatting to the live lab; `test --list` names the stages,
+           `test STAGE…` runs only these
+  demo     a node in network namespaces before and after the agent; `--keep` leaves it standing
+  bench    speed, measured in the lab
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    let result = match command.as_str() {
+        "setup" => setup::all(),
+        "build" => build::build().map(drop),
+        "test" => test::run_test(&rest),
+        "demo" => lab::run_program("palisade-demo", &rest),
+        "bench" => lab::run_program("palisade-bench", &rest),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

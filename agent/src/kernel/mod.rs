@@ -23,8 +23,7 @@ pub use pins::PinDir;
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
 
-/// The kernel programs; empty in a build without set-up.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/palisade.bpf.o"));
+include!(concat!(env!("OUT_DIR"), "/ebpf_object.rs"));
 
 /// Names of the two programs in the object.
 pub const FROM_POD: &str = "from_pod";
@@ -99,7 +98,7 @@ impl Kernel {
     ///
     /// When the kernel refuses a program or map, when the folder is in use by another agent, or when this build has no programs.
     pub fn open(pins: PinDir, sizes: Sizes, settings: Settings, mode: AttachMode) -> anyhow::Result<Self> {
-        if OBJECT.is_empty() {
+        if EBPF_OBJECT.is_empty() {
             bail!("this palisade was built without its kernel programs; build it with `cargo xtask build`");
         }
         let mut ebpf = load(&pins, sizes, settings)?;
@@ -222,7 +221,7 @@ fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf>
     for name in maps::PINNED {
         loader.map_pin_path(name, pins.map(name));
     }
-    let mut ebpf = loader.load(OBJECT).context("loading the kernel programs")?;
+    let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
     for name in [FROM_POD, TO_POD, "empty"] {
         program_mut(&mut ebpf, name)?.load().with_context(|| format!("loading program {name}"))?;
     }

@@ -1,0 +1,101 @@
+//! Everything that must pass. CI runs this and nothing else; each stage can be run alone by its name.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::command::{output, run};
+use crate::lab::{AGENT_VARIABLE, CNI_VARIABLE, CONTROL_PLANE_VARIABLE, HELPER_VARIABLE, build_helpers};
+use crate::{build, paths, setup};
+
+struct Stage {
+    name: &'static str,
+    about: &'static str,
+    run: fn() -> Result<()>,
+}
+
+/// The cheapest first, so that a slip is told soon.
+const STAGES: &[Stage] = &[
+    Stage { name: "fmt", about: "formatting", run: fmt },
+    Stage { name: "clippy", about: "lints of every crate, the kernel programs included", run: clippy },
+    Stage { name: "unit", about: "tests that need neither root nor set-up", run: unit },
+    Stage { name: "build", about: "the kernel programs and the static agent", run: || build::build().map(drop) },
+    Stage { name: "live", about: "tests in the kernel, in the lab and against a real API server (root)", run: live },
+];
+
+pub fn run_test(arguments: &[String]) -> Result<()> {
+    match arguments {
+        [] => run_stages(&STAGES.iter().collect::<Vec<_>>()),
+        [list] if list == "--list" => {
+            for stage in STAGES {
+                println!("{:8}{}", stage.name, stage.about);
+            }
+            Ok(())
+        }
+        names => run_named(names),
+    }
+}
+
+fn run_stages(stages: &[&Stage]) -> Result<()> {
+    let mut times = Vec::new();
+    for stage in stages {
+        println!("\n==== {}: {}", stage.name, stage.about);
+        let start = Instant::now();
+        (stage.run)()?;
+        times.push(format!("{} {:.0} s", stage.name, start.elapsed().as_secs_f64()));
+    }
+    println!("\n==== all passed: {}", times.join(", "));
+    Ok(())
+}
+
+fn run_named(names: &[String]) -> Result<()> {
+    let mut chosen = Vec::new();
+    for name in names {
+        let Some(stage) = STAGES.iter().find(|stage| stage.name == name) else {
+            bail!("there is no stage `{name}`; `cargo xtask test --list` names them");
+        };
+        chosen.push(stage);
+    }
+    run_stages(&chosen)
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(paths::workspace()).args(arguments);
+    command
+}
+
+fn fmt() -> Result<()> {
+    run(&mut cargo(&["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
+    run(&mut cargo(&["clippy", "--quiet", "--all-targets", "--all-features", "--", "-D", "warnings"]))?;
+    let toolchain = setup::toolchain()?;
+    run(build::ebpf_cargo(&toolchain, "clippy")
+        .args(["--quiet", "--release", "--bin", "palisade", "--target-dir"])
+        .arg(paths::target().join("bpf"))
+        .args(["--", "-D", "warnings"]))
+}
+
+fn unit() -> Result<()> {
+    run(&mut cargo(&["test", "--quiet"]))
+}
+
+fn live() -> Result<()> {
+    let user = output(Command::new("id").arg("-u"))?;
+    ensure!(user.trim() == "0", "the live tests load programs and make network namespaces: run this as root");
+    let toolchain = setup::toolchain()?;
+    let object = build::kernel_programs(&toolchain)?;
+    let cni = setup::lab()?;
+    let control_plane = setup::control_plane()?;
+    build_helpers()?;
+    // One at a time: the lab's labs can live side by side, but two cores cannot keep their deadlines.
+    run(cargo(&["test", "--package", "palisade-tests", "--features", "live", "--", "--test-threads=1"])
+        .env("PALISADE_EBPF_OBJECT", object)
+        .env(AGENT_VARIABLE, paths::target().join("release/palisade"))
+        .env(CNI_VARIABLE, cni)
+        .env(CONTROL_PLANE_VARIABLE, control_plane)
+        .env(HELPER_VARIABLE, paths::target().join("debug/palisade-lab")))
+}
