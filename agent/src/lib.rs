@@ -2,4 +2,5 @@
 
 pub mod facts;
 pub mod kernel;
+pub mod node;
 pub mod tables;
