@@ -1,5 +1,6 @@
 //! The agent: API objects in, kernel tables out. One way through, see ARCHITECTURE.md.
 
+pub mod agent;
 pub mod api;
 pub mod compile;
 pub mod config;

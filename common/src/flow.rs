@@ -144,6 +144,15 @@ fn is_alive<F: FlowEntry>(flow: &F, protocol: u8, now: u64) -> bool {
     silent <= limit
 }
 
+/// Nobody will miss the entry: silent for longer than it is remembered, or closed for longer than its last segments may take. With a
+/// margin, as it may be used between this look and its removal.
+pub fn is_over(key: &FlowKey, value: &FlowValue, now: u64) -> bool {
+    let silent = now.saturating_sub(value.seen);
+    silent > idle_ns(key.protocol) + MARGIN_NS || (is_closed(value.flags) && silent > CLOSED_NS + MARGIN_NS)
+}
+
+const MARGIN_NS: u64 = 60 * SECOND;
+
 const BOTH_FIN_ACKED: u32 = flow_flag::FIN_ACKED * 3;
 const ENDING: u32 = flow_flag::RESET | flow_flag::RESET_SEEN | BOTH_FIN_ACKED;
 const TCP_STATE: u32 = ENDING | (flow_flag::FIN * 3) | flow_flag::UNCONFIRMED;

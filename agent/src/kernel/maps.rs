@@ -37,9 +37,10 @@ pub const PINNED: &[&str] = &[
     "FLOWS",
     "FRAGMENTS",
     "COUNTERS",
+    "EVENT_BUDGET",
 ];
 
-pub(super) fn sizes(sizes: Sizes) -> Vec<(&'static str, u32)> {
+pub fn sizes(sizes: Sizes) -> Vec<(&'static str, u32)> {
     let Sizes { endpoints, exact, prefixes, rules, ports, flows, fragments } = sizes;
     vec![
         ("ENDPOINTS", endpoints),
@@ -84,6 +85,7 @@ pub struct Maps {
     ports: Trie<PortKey, PortValue>,
     flows: Hash<FlowKey, FlowValue>,
     counters: PerCpuArray<MapData, u64>,
+    event_budget: PerCpuArray<MapData, [u32; 4]>,
 }
 
 /// Every entry as it lies in the maps.
@@ -136,6 +138,7 @@ impl Maps {
             ports: map("PORTS")?.try_into()?,
             flows: map("FLOWS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
+            event_budget: map("EVENT_BUDGET")?.try_into()?,
         })
     }
 
@@ -167,6 +170,11 @@ impl Maps {
             .collect()
     }
 
+    /// Refused packets of which no event could be sent, all CPUs together.
+    pub fn events_lost(&self) -> anyhow::Result<u64> {
+        Ok(self.event_budget.get(&0, 0)?.iter().map(|[_, _, lost, _]| u64::from(*lost)).sum())
+    }
+
     pub fn records_len(&self) -> u32 {
         self.records.len()
     }
@@ -175,9 +183,25 @@ impl Maps {
         Ok(self.flow_stats.get(&0, 0)?.0)
     }
 
-    /// How many flows there are.
-    pub fn flows_len(&self) -> usize {
-        self.flows.keys().filter(Result::is_ok).count()
+    /// Counts the flows that stay and lists those for which `is_over` holds.
+    pub(super) fn partition_flows(
+        &self,
+        is_over: impl Fn(&FlowKey, &FlowValue) -> bool,
+    ) -> anyhow::Result<(u64, Vec<FlowKey>)> {
+        let (mut staying, mut over) = (0, Vec::new());
+        for entry in self.flows.iter() {
+            let (key, value) = entry?;
+            if is_over(&key.0, &value.0) {
+                over.push(key.0);
+            } else {
+                staying += 1;
+            }
+        }
+        Ok((staying, over))
+    }
+
+    pub(super) fn remove_flow(&mut self, key: &FlowKey) -> anyhow::Result<()> {
+        Ok(absent_is_fine(self.flows.remove(&Plain(*key)))?)
     }
 
     /// Reads everything; `flows` and ports may be many.

@@ -6,6 +6,7 @@
 mod adopt;
 mod attach;
 mod config_cell;
+mod flows;
 mod maps;
 mod pins;
 
@@ -17,8 +18,9 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use palisade_common::layout::{Config, EndpointRecord};
 
 pub use attach::{AttachMode, detach_clsact};
-pub use maps::{Maps, Snapshot};
-pub use pins::PinDir;
+pub use flows::FlowWatch;
+pub use maps::{Maps, Snapshot, sizes as map_sizes};
+pub use pins::{PinDir, remove_all as remove_pins};
 
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
