@@ -2,4 +2,5 @@
 
 pub mod facts;
 pub mod node;
+pub mod observe;
 pub mod tables;

@@ -1,0 +1,4 @@
+//! What people and monitoring see of the agent.
+
+pub mod http;
+pub mod metrics;
