@@ -13,6 +13,9 @@ use palisade::facts::{Veth, VethChange};
 use palisade::node::{NodeConfig, watch};
 use tokio::sync::{mpsc, watch as value};
 
+/// A time in which every event has long come.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A node: a namespace with the bridge cni0 and an uplink to a router, and the agent's view of it.
 struct Lab {
     prefix: String,
@@ -108,18 +111,11 @@ impl Lab {
         self.changes = Some(receiver);
     }
 
-    /// Takes batches until the veths are these lines. Fails after a time in which every event has long come.
+    /// Takes batches until the veths are these lines.
     fn expect(&mut self, expected: &[&str]) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let end = std::time::Instant::now() + Duration::from_secs(10);
         while self.lines() != expected {
-            let changes = self.changes.as_mut().expect("the agent was started");
-            let left = end.saturating_duration_since(std::time::Instant::now());
-            let batch = runtime.block_on(async { tokio::time::timeout(left, changes.recv()).await });
-            let batch = match batch {
-                Ok(Some(batch)) => batch,
-                Ok(None) => panic!("the agent has ended: {:?}", self.agent.take().map(|agent| agent.join())),
-                Err(_) => panic!("expected {expected:#?}, found {:#?}", self.lines()),
+            let Some(batch) = self.next_within(PATIENCE) else {
+                panic!("expected {expected:#?}, found {:#?}", self.lines())
             };
             for VethChange { ifindex, veth } in batch {
                 self.known.retain(|_, known| known.ifindex != ifindex);
@@ -130,14 +126,23 @@ impl Lab {
         }
     }
 
-    fn lines(&self) -> Vec<String> {
-        self.known.values().map(line).collect()
-    }
-
     /// What the next batch says, whatever it is.
     fn next(&mut self) -> Vec<VethChange> {
+        self.next_within(PATIENCE).expect("a batch")
+    }
+
+    fn next_within(&mut self, time: Duration) -> Option<Vec<VethChange>> {
         let changes = self.changes.as_mut().expect("the agent was started");
-        changes.blocking_recv().expect("the agent runs")
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        match runtime.block_on(async { tokio::time::timeout(time, changes.recv()).await }) {
+            Ok(Some(batch)) => Some(batch),
+            Ok(None) => panic!("the agent has ended: {:?}", self.agent.take().map(|agent| agent.join())),
+            Err(_) => None,
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.known.values().map(line).collect()
     }
 }
 

@@ -3,10 +3,10 @@
 //!
 //! Pure: bytes to values and back. [`super::socket`] carries them.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use netlink_packet_core::{DecodeError, NetlinkBuffer, NlaBuffer, NlasIterator, parse_i32, parse_string, parse_u32};
+use netlink_packet_core::{DecodeError, NetlinkBuffer, NlaBuffer, NlasIterator, parse_i32, parse_u32};
 
 use super::inventory::{Link, LinkKind};
 
@@ -195,7 +195,7 @@ fn link(index: u32, attributes: &[u8]) -> Result<Link, DecodeError> {
         let attribute = attribute?;
         let value = attribute.value();
         match attribute.kind() {
-            IFLA_IFNAME => link.name = Arc::from(parse_string(value)?),
+            IFLA_IFNAME => link.name = text(value).into(),
             IFLA_ADDRESS => link.mac = value.try_into().ok(),
             // Both are 0 where there is none.
             IFLA_MASTER => link.master = Some(parse_u32(value)?).filter(|&index| index != 0),
@@ -212,7 +212,7 @@ fn link_kind(info: &[u8]) -> Result<LinkKind, DecodeError> {
     for attribute in NlasIterator::new(info) {
         let attribute: NlaBuffer<_> = attribute?;
         if attribute.kind() == IFLA_INFO_KIND {
-            return Ok(match parse_string(attribute.value())?.as_str() {
+            return Ok(match &*text(attribute.value()) {
                 "veth" => LinkKind::Veth,
                 "bridge" => LinkKind::Bridge,
                 _ => LinkKind::Other,
@@ -220,6 +220,11 @@ fn link_kind(info: &[u8]) -> Result<LinkKind, DecodeError> {
         }
     }
     Ok(LinkKind::Other)
+}
+
+/// A name may hold any bytes, and a pod names its side as it likes: it must not become unreadable by that.
+fn text(value: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value))
 }
 
 /// IFA_LOCAL is the own address where IFA_ADDRESS is that of the other end of a point-to-point link.
@@ -240,3 +245,6 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,9 +175,7 @@ fn receive(socket: &netlink_sys::Socket, buffer: &mut [u8]) -> io::Result<Option
         let libc::cmsghdr { cmsg_level, cmsg_type, cmsg_len, .. } = unsafe { *header };
         // SAFETY: CMSG_LEN only computes.
         let expected = unsafe { libc::CMSG_LEN(size_of::<i32>() as u32) };
-        if (cmsg_level, cmsg_type) == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID)
-            && cmsg_len as usize >= expected as usize
-        {
+        if (cmsg_level, cmsg_type) == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID) && cmsg_len >= expected as _ {
             // SAFETY: the message is long enough for an i32 behind its header; it need not be aligned.
             netns_id = Some(unsafe { libc::CMSG_DATA(header).cast::<i32>().read_unaligned() });
         }

@@ -112,6 +112,7 @@ fn interfaces_and_addresses() {
         "ips":[{"address":"127.0.0.1/8","interface":0}]}"#;
     check("loopback", &cached(WEB, "lo", "{}", loopback), "foreign");
     check("loopback by its interface", &cached(WEB, "", "{}", loopback), "foreign");
+    check("loopback by its name", &cached(WEB, "lo", "{}", r#"{"cniVersion":"1.0.0"}"#), "foreign");
     check("bare loopback", loopback, "foreign");
 }
 
