@@ -2,4 +2,5 @@
 
 pub mod case;
 pub mod frame;
+pub mod judges;
 pub mod oracle;

@@ -35,6 +35,7 @@ pub fn run(case: &Case, judges: Judges) -> Result<Outcome> {
         case: case.case.clone(),
         step: String::new(),
         step_number: 0,
+        last: None,
     };
     play.changes(&case.objects).context("objects")?;
     for (index, step) in case.steps.iter().enumerate() {
@@ -56,6 +57,8 @@ struct Play {
     case: String,
     step: String,
     step_number: usize,
+    /// The packet that was judged last, for what is told of it.
+    last: Option<PacketStep>,
 }
 
 /// A flow that later steps send packets of.
@@ -257,7 +260,7 @@ impl Play {
             }
             played = true;
             let flow = self.named_flow(source, destination, kind, *six)?;
-            let (first, answer, more): (&[&str], &[&str], &[&str]) = match flow.kind.as_str() {
+            let (first, answer, more): (&[&str], &[&str], &[&str]) = match flow.kind.split(' ').next().unwrap_or("") {
                 "tcp" => (&["syn"], &["synack"], &["data"]),
                 "sctp" => (&["init"], &["data"], &["data"]),
                 "icmp" => (&["echo"], &["reply"], &["echo"]),
@@ -420,7 +423,7 @@ impl Play {
         let answers: Vec<Answer> = self
             .judges
             .iter_mut()
-            .map(|(name, judge)| Answer { judge: name, verdict: judge.packet(&packet) })
+            .filter_map(|(name, judge)| Some(Answer { judge: name, verdict: judge.packet(&packet)? }))
             .collect();
         let dropped_here = opinion.pass == Some(false) && wanted.at.is_none_or(|at| at == hook);
         let reason = wanted.reason.filter(|reason| reason.passes() == (opinion.pass == Some(true)) || dropped_here);
@@ -433,6 +436,7 @@ impl Play {
             let written = reason.map_or_else(String::new, |reason| reason.name().to_owned());
             self.disagree(&packet, written, opinion.describe(), answers);
         }
+        self.last = Some(packet);
         Ok(opinion.pass)
     }
 
@@ -466,18 +470,9 @@ impl Play {
                 Fate::Dropped(hook) => format!("dropped at {}", hook.name()),
                 Fate::Open => "open".to_owned(),
             };
-            self.outcome.disagreements.push(Disagreement {
-                case: self.case.clone(),
-                step: self.step.clone(),
-                step_number: self.step_number,
-                hook: Hook::FromPod,
-                endpoint: "this node".to_owned(),
-                packet: what.to_owned(),
-                written,
-                oracle,
-                answers: Vec::new(),
-                frame: Vec::new(),
-            });
+            let mut packet = self.last.clone().context("a packet was judged")?;
+            packet.words = format!("{} ({what})", packet.words);
+            self.disagree(&packet, written, oracle, Vec::new());
         }
         Ok(())
     }
