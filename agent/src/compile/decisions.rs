@@ -133,6 +133,11 @@ impl Decisions {
         self.tables.iter().map(|(&id, table)| (id, table))
     }
 
+    /// The port sets that tables allow everybody.
+    pub(super) fn defaults(&self) -> impl Iterator<Item = u32> {
+        self.tables.values().filter(|table| table.fits).map(|table| table.default.ports)
+    }
+
     pub(super) fn acquire(
         &mut self,
         direction: Direction,
@@ -153,7 +158,8 @@ impl Decisions {
         for matcher in table.sides.iter().flat_map(|side| side.by_matcher.keys()) {
             self.by_matcher.entry(*matcher).or_default().insert(id);
         }
-        let named = |side: &Side| side.everyone.iter().any(|&rule| names(&side.rules()[rule as usize].ports).count() > 0);
+        let named =
+            |side: &Side| side.everyone.iter().any(|&rule| names(&side.rules()[rule as usize].ports).count() > 0);
         if direction == Direction::Egress && table.sides.iter().any(|side| named(side)) {
             self.named_everyone.insert(id);
         }
