@@ -19,6 +19,7 @@ mod policies;
 mod ports;
 mod prefix;
 mod record;
+mod table;
 #[cfg(test)]
 mod tests;
 

@@ -40,7 +40,7 @@ fn a_record_is_what_lies_in_packets() {
     assert_eq!(bytes(record.v6[2].words[2]), [0, 0, 0, 0xff]);
     // FNV-1a of "u1", from its definition.
     let identity = u64::from(record.identity_hi) << 32 | u64::from(record.identity_lo);
-    assert_eq!(identity, 0x08_3d_8e_07_b5_70_94_5d);
+    assert_eq!(identity, 0x08c4_7b07_b567_47f3);
 }
 
 #[test]
