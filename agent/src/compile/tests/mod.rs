@@ -1,5 +1,6 @@
 //! Facts as text in, verdicts and deltas out.
 
+mod blocks;
 mod cases;
 mod judge;
 mod limits;
