@@ -1,1 +1,3 @@
+//! What the project is tested with.
 
+pub mod lab;
