@@ -6,7 +6,7 @@ use std::time::Duration;
 use palisade_tests::lab::probe::{DEADLINE, Probe, ask_all};
 use palisade_tests::lab::raw::{self, Frames};
 use palisade_tests::lab::server::Server;
-use palisade_tests::lab::{Connection, Lab, Outcome, PodSpec, Transport, overlay};
+use palisade_tests::lab::{Connection, ControlPlane, Lab, Outcome, PodSpec, Transport, objects, overlay};
 
 #[test]
 fn everything_reaches_everything() {
@@ -84,4 +84,27 @@ fn everything_reaches_everything() {
     let left: Vec<_> = std::fs::read_dir("/run/netns").expect("ip made it").flatten().collect();
     assert!(left.iter().all(|entry| !entry.file_name().to_string_lossy().starts_with(&prefix)), "{left:?}");
     assert!(!folder.exists());
+}
+
+#[test]
+fn api_server_keeps_what_it_is_given() {
+    let lab = Lab::new("plane").expect("a lab");
+    let node = lab.node("one", 1).expect("a node");
+    let mut plane = ControlPlane::start(&lab).expect("a control plane");
+    let pod = node.start_pod(&lab, PodSpec::new("web", "a", &[("app", "a")]).port("http", "TCP", 80)).expect("a pod");
+    let policy = objects::policy("web", "none", "{podSelector: {}, policyTypes: [Ingress]}").expect("a policy");
+    let pod_object = objects::pod(&pod, &node);
+    plane
+        .put_all(&[objects::node(&node), objects::namespace("web", &[]), pod_object.clone(), policy.clone()])
+        .expect("objects are taken");
+    let stored = plane.get(&pod_object).expect("the pod is there");
+    assert_eq!(stored["status"]["podIPs"][1]["ip"], pod.ipv6().to_string());
+    assert_eq!(stored["spec"]["nodeName"], "one");
+    plane.kill_api_server().expect("it runs");
+    assert!(plane.get(&policy).is_err());
+    plane.restart_api_server(lab.guard()).expect("it starts again");
+    assert_eq!(plane.get(&policy).expect("etcd kept it")["metadata"]["name"], "none");
+    plane.remove(&policy).expect("it is removed");
+    plane.remove(&pod_object).expect("it is removed");
+    assert!(plane.get(&pod_object).is_err() && plane.get(&policy).is_err());
 }

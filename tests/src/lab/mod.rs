@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod cni;
+pub mod control_plane;
 pub mod guard;
 pub mod netns;
 pub mod node;
@@ -26,6 +27,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::mount::MountFlags;
 
 pub use agent::{Agent, AgentOptions, Source};
+pub use control_plane::ControlPlane;
 pub use guard::Guard;
 pub use netns::Netns;
 pub use node::Node;
@@ -72,6 +74,15 @@ impl Lab {
             format!("addr add {v4}/24 dev br0"),
             format!("addr add {v6}/64 dev br0 nodad"),
         ])?;
+        // A router, as a machine outside of the cluster answers the pods through it.
+        underlay.sysctl(&[
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/br0/rp_filter", "0"),
+            ("net/ipv4/conf/br0/send_redirects", "0"),
+            ("net/ipv4/conf/all/send_redirects", "0"),
+        ])?;
         Ok(Self { prefix, folder, underlay, guard })
     }
 
@@ -84,7 +95,7 @@ impl Lab {
         &self.guard
     }
 
-    /// A machine outside of the cluster, on the nodes' network, with routes to their pods.
+    /// A machine outside of the cluster, on the nodes' network, that reaches their pods by way of the underlay's router.
     pub fn outside(&self, name: &str, number: u8) -> Result<(Netns, [IpAddr; 2])> {
         let netns = Netns::create(&self.guard, &format!("{}-{name}", self.prefix))?;
         let addresses = node::underlay_addresses(number);
@@ -106,7 +117,7 @@ impl Lab {
             format!("addr add {v4}/24 dev eth0"),
             format!("addr add {v6}/64 dev eth0 nodad"),
             format!("route add default via {gateway_v4}"),
-            format!("-6 route add default via {gateway_v6}"),
+            format!("route add default via {gateway_v6}"),
         ])
     }
 

@@ -48,6 +48,9 @@ impl Lab {
         let node =
             Node { name: name.into(), number, netns, addresses, pin_dir: self.bpffs().join(name), folder, runner };
         node.write_network()?;
+        let [v4, v6] = node.pod_cidrs();
+        let [via_v4, via_v6] = node.addresses;
+        self.underlay.ip(&[format!("route add {v4} via {via_v4}"), format!("route add {v6} via {via_v6}")])?;
         Ok(node)
     }
 }
