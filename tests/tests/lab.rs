@@ -91,15 +91,14 @@ fn api_server_keeps_what_it_is_given() {
     let lab = Lab::new("plane").expect("a lab");
     let node = lab.node("one", 1).expect("a node");
     let mut plane = ControlPlane::start(&lab).expect("a control plane");
-    let pod = node.start_pod(&lab, PodSpec::new("web", "a", &[("app", "a")]).port("http", "TCP", 80)).expect("a pod");
     let policy = objects::policy("web", "none", "{podSelector: {}, policyTypes: [Ingress]}").expect("a policy");
+    plane.put_all(&[objects::node(&node), objects::namespace("web", &[]), policy.clone()]).expect("objects are taken");
+    let spec = PodSpec::new("web", "a", &[("app", "a")]).port("http", "TCP", 80);
+    let pod = plane.start_pod(&lab, &node, spec).expect("a pod");
     let pod_object = objects::pod(&pod, &node);
-    plane
-        .put_all(&[objects::node(&node), objects::namespace("web", &[]), pod_object.clone(), policy.clone()])
-        .expect("objects are taken");
     let stored = plane.get(&pod_object).expect("the pod is there");
     assert_eq!(stored["status"]["podIPs"][1]["ip"], pod.ipv6().to_string());
-    assert_eq!(stored["spec"]["nodeName"], "one");
+    assert_eq!((&stored["spec"]["nodeName"], &stored["metadata"]["uid"]), (&"one".into(), &pod.uid.as_str().into()));
     plane.kill_api_server().expect("it runs");
     assert!(plane.get(&policy).is_err());
     plane.restart_api_server(lab.guard()).expect("it starts again");

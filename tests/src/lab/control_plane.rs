@@ -13,7 +13,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
-use super::{Guard, Lab, Netns, programs};
+use super::{Guard, Lab, Netns, Node, Pod, PodSpec, objects, programs};
 
 /// Both servers; dropping them ends them. They live in the underlay's namespace, so their ports are always free.
 pub struct ControlPlane {
@@ -166,6 +166,16 @@ impl ControlPlane {
         self.with_client(async |client| put(client, object).await)
     }
 
+    /// A pod's birth as in a cluster: the object first, whose UID the CNI call carries, and its addresses after that.
+    pub fn start_pod(&self, lab: &Lab, node: &Node, mut spec: PodSpec) -> Result<Pod> {
+        let object = objects::scheduled(&spec, node);
+        self.put(&object)?;
+        spec.uid = self.get(&object)?["metadata"]["uid"].as_str().map(str::to_owned);
+        let pod = node.start_pod(lab, spec)?;
+        self.put(&objects::pod(&pod, node))?;
+        Ok(pod)
+    }
+
     /// Many with one connection, in order.
     pub fn put_all(&self, objects: &[Value]) -> Result<()> {
         self.with_client(async |client| {
@@ -217,12 +227,14 @@ impl Drop for ControlPlane {
 async fn put(client: Client, object: &Value) -> Result<()> {
     let (api, name) = api_of(client, object)?;
     let mut body = object.clone();
-    // The server gives the UID and takes the status only at its own address.
+    // The server gives the UID, and takes the status only at its own address.
     body["metadata"].as_object_mut().context("an object has metadata")?.remove("uid");
+    let status = body.as_object_mut().context("an object is a map")?.remove("status");
     let parameters = PatchParams::apply("palisade-lab").force();
     api.patch(&name, &parameters, &Patch::Apply(&body)).await.with_context(|| format!("cannot write {name}"))?;
-    if object.get("status").is_some() {
-        api.patch_status(&name, &parameters, &Patch::Apply(&body))
+    if let Some(status) = status {
+        // Merged, not applied: a dual-stack node has two addresses of one type, which apply takes for one key twice.
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({ "status": status })))
             .await
             .with_context(|| format!("cannot write the status of {name}"))?;
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{Node, Pod};
+use super::{Node, Pod, PodSpec};
 
 pub fn namespace(name: &str, labels: &[(&str, &str)]) -> Value {
     let mut object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {}}});
@@ -32,23 +32,40 @@ pub fn node(node: &Node) -> Value {
 }
 
 pub fn pod(pod: &Pod, node: &Node) -> Value {
-    let ports: Vec<Value> = pod
+    let spec = PodSpec {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        labels: pod.labels.clone(),
+        ports: pod.ports.clone(),
+        uid: Some(pod.uid.clone()),
+    };
+    let addresses: Vec<Value> = pod.addresses.iter().map(|address| json!({"ip": address})).collect();
+    let mut object = scheduled(&spec, node);
+    object["status"] = json!({
+        "phase": "Running",
+        "podIP": pod.ipv4(),
+        "podIPs": addresses,
+        "hostIP": node.addresses[0],
+    });
+    object
+}
+
+/// A pod as it is before it runs: bound to its node, without a status.
+pub fn scheduled(spec: &PodSpec, node: &Node) -> Value {
+    let ports: Vec<Value> = spec
         .ports
         .iter()
         .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "containerPort": port}))
         .collect();
-    let addresses: Vec<Value> = pod.addresses.iter().map(|address| json!({"ip": address})).collect();
+    let mut metadata = json!({"namespace": spec.namespace, "name": spec.name, "labels": spec.labels});
+    if let Some(uid) = &spec.uid {
+        metadata["uid"] = uid.as_str().into();
+    }
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid, "labels": pod.labels},
-        "spec": {"nodeName": pod.node, "containers": [{"name": "server", "image": "none", "ports": ports}]},
-        "status": {
-            "phase": "Running",
-            "podIP": pod.ipv4(),
-            "podIPs": addresses,
-            "hostIP": node.addresses[0],
-        },
+        "metadata": metadata,
+        "spec": {"nodeName": node.name, "containers": [{"name": "server", "image": "none", "ports": ports}]},
     })
 }
 

@@ -17,12 +17,14 @@ pub struct PodSpec {
     pub labels: BTreeMap<String, String>,
     /// Named container ports: name, protocol (`TCP`, `UDP`, `SCTP`), number.
     pub ports: Vec<(String, String, u16)>,
+    /// What the API server has given it; made up where there is none.
+    pub uid: Option<String>,
 }
 
 impl PodSpec {
     pub fn new(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Self {
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Self { namespace: namespace.into(), name: name.into(), labels, ports: Vec::new() }
+        Self { namespace: namespace.into(), name: name.into(), labels, ports: Vec::new(), uid: None }
     }
 
     pub fn port(mut self, name: &str, protocol: &str, port: u16) -> Self {
@@ -58,7 +60,7 @@ impl Pod {
         Ok(Self {
             namespace: spec.namespace.clone(),
             name: spec.name.clone(),
-            uid: format!("00000000-0000-4000-8000-{process:06x}{count:06x}"),
+            uid: spec.uid.clone().unwrap_or_else(|| format!("00000000-0000-4000-8000-{process:06x}{count:06x}")),
             labels: spec.labels.clone(),
             ports: spec.ports.clone(),
             node: node.name.clone(),
