@@ -1,4 +1,18 @@
 //! The agent: API objects in, kernel tables out. One way through, see ARCHITECTURE.md.
 
+pub mod agent;
+pub mod api;
+pub mod compile;
+pub mod config;
 pub mod facts;
+pub mod index;
+pub mod kernel;
+pub mod node;
+pub mod observe;
+pub mod run;
+pub mod show;
 pub mod tables;
+pub mod uninstall;
+
+/// Version and commit.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("PALISADE_COMMIT"), ")");

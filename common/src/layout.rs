@@ -333,6 +333,9 @@ pub struct FragmentValue {
 
 // === Counters and events ===
 
+/// Size of COUNTERS (per-CPU array of packets by [`crate::Reason`]).
+pub const REASONS: usize = 64;
+
 /// ENDPOINT_STATS (array), by endpoint number. Not exact under concurrency.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -349,7 +352,8 @@ pub struct Event {
     /// Nanoseconds, CLOCK_MONOTONIC.
     pub time: u64,
     pub ifindex: u32,
-    pub generation: u32,
+    /// Class of the peer, where it was asked for.
+    pub class: u32,
     pub source: Address,
     pub destination: Address,
     /// Host order; 0 where the packet has none.
@@ -361,8 +365,6 @@ pub struct Event {
     pub hook: u8,
     /// [`crate::Reason`] as a number.
     pub reason: u8,
-    /// Class of the peer, where it was asked for.
-    pub class: u32,
-    pub pad: u32,
+    pub pad: [u32; 2],
 }
 const _: () = assert!(size_of::<Event>() == 64);

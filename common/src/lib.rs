@@ -6,7 +6,11 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod decide;
+pub mod flow;
 pub mod layout;
+mod neighbour;
+pub mod parse;
 pub mod verdict;
 
 pub use verdict::{Hook, Reason, Verdict};

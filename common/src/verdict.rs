@@ -21,6 +21,14 @@ impl Hook {
         }
     }
 
+    #[inline(always)]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::FromPod => Self::ToPod,
+            Self::ToPod => Self::FromPod,
+        }
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::FromPod => "egress",
@@ -68,8 +76,8 @@ macro_rules! reasons {
     };
 }
 
-/// Size of COUNTERS: reasons have numbers below it.
-pub const REASONS_MAX: u32 = 64;
+/// Numbers below this pass, from it on refuse.
+pub const REFUSED_FIRST: u8 = 16;
 
 reasons! {
     NotIsolated = 0, "not-isolated", true, "no policy isolates the pod";
@@ -82,6 +90,7 @@ reasons! {
     RelatedError = 7, "related-error", true, "ICMP error about an admitted flow";
     Fragment = 8, "fragment", true, "later fragment of an admitted packet";
     Kept = 9, "kept", true, "flow older than the change, kept as configured";
+    Unremembered = 10, "unremembered", true, "admitted, but the flow table could not take it, so that answers may be refused";
 
     NoRule = 16, "no-rule", false, "the pod is isolated and no rule admits the flow";
     Closed = 17, "closed", false, "the pod is not known yet or cannot be enforced";

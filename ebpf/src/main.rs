@@ -1,1 +1,72 @@
-fn main() {}
+//! The kernel programs: entry points that only call.
+//!
+//! `from_pod` sits at tc ingress of the host's side of a pod's veth (the pod sends), `to_pod` at its tc egress (the pod receives).
+//! A packet that passes goes on to whatever other programs are there: TC_ACT_UNSPEC is also TCX_NEXT.
+
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "atomic add on a map value, see lookup.rs")]
+
+mod lookup;
+mod maps;
+mod report;
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use palisade_common::decide::{Frame, Meeting, decide};
+use palisade_common::{Hook, parse};
+
+use crate::lookup::{Maps, Skb};
+
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    judge(&ctx, Hook::FromPod)
+}
+
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    judge(&ctx, Hook::ToPod)
+}
+
+/// Loaded beside the others and never attached: what a packet costs that nothing is asked about.
+#[classifier]
+pub fn empty(_ctx: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn judge(ctx: &TcContext, hook: Hook) -> i32 {
+    // SAFETY: the context is the kernel's own and lives as long as the program runs.
+    let skb = unsafe { &*ctx.skb.skb };
+    let meeting = Meeting { hook, ifindex: skb.ifindex, from_node: skb.ingress_ifindex == 0 };
+    let (Some(packet), Some(quoted)) = (maps::PACKETS.get_ptr_mut(0), maps::PACKETS.get_ptr_mut(1)) else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: this CPU's own elements, two of them; neither program runs inside the other on one CPU.
+    let (packet, quoted) = unsafe { (&mut *packet, &mut *quoted) };
+    let bytes = Skb { ctx, gso: skb.gso_segs > 1 };
+    parse::frame(&bytes, packet);
+    let ruling = decide(&mut Frame { bytes: &bytes, packet, quoted }, &Maps { ctx }, meeting);
+    report::count(ruling);
+    if ruling.passes() {
+        TC_ACT_UNSPEC
+    } else {
+        if !report::refused(ctx, packet, ruling, &meeting) {
+            report::lost();
+        }
+        TC_ACT_SHOT
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // Never reached: the verifier refuses a program in which it could be.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

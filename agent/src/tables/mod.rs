@@ -3,10 +3,28 @@
 //! Pure: no I/O, no clock. `compile` says what is wanted, `kernel` carries the writes out, tests replay them one by one
 //! against [`sim::Sim`], which answers the decision function exactly as the loaded maps would.
 
+pub mod plan;
+pub mod sim;
+
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::layout::{Address, EndpointRecord, PortKey, PortValue, RuleKey, RuleValue};
+
+/// As it lies in the packet.
+pub fn address_v4(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+/// As it lies in the packet.
+pub fn address_v6(address: Ipv6Addr) -> Address {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(address.octets().chunks_exact(4)) {
+        *word = u32::from_ne_bytes(bytes.try_into().expect("chunks of four"));
+    }
+    Address::v6(words)
+}
 
 /// The contents of every table that policy decides, without the versions that only the way there needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,0 +1,186 @@
+//! Names for numbers: what the tables mean, for people (`palisade endpoints`, `palisade maps`, refused flows).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use palisade_common::layout::CLASS_NONE;
+use serde::{Deserialize, Serialize};
+
+use super::record::Own;
+use super::{Compiler, Direction};
+use crate::facts::{Block, Fault, Namespaces, Operator, Peer, Selector};
+use crate::index::Index;
+
+/// Field names are part of the output of `-o json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Catalog {
+    pub endpoints: Vec<EndpointEntry>,
+    pub rules: BTreeMap<u32, RuleEntry>,
+    pub tables: BTreeMap<u32, TableEntry>,
+    pub classes: BTreeMap<u32, ClassEntry>,
+    pub faults: Vec<FaultEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointEntry {
+    pub ifindex: u32,
+    pub interface: String,
+    /// `None`: there is no room for it.
+    pub number: Option<u32>,
+    pub generation: u32,
+    pub namespace: Option<String>,
+    pub pod: Option<String>,
+    pub addresses: Vec<IpAddr>,
+    pub isolated_ingress: bool,
+    pub isolated_egress: bool,
+    /// `namespace/name` of the policies that isolate it.
+    pub ingress_policies: Vec<String>,
+    pub egress_policies: Vec<String>,
+    pub ingress_table: Option<u32>,
+    pub egress_table: Option<u32>,
+    /// It may send from any address.
+    pub trusted: bool,
+    /// Why nothing passes but between the pod and its node.
+    pub closed: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleEntry {
+    /// `namespace/name`.
+    pub policy: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// Place in spec.ingress or spec.egress, from 0.
+    pub index: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableEntry {
+    pub direction: String,
+    /// `namespace/name`, sorted.
+    pub policies: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassEntry {
+    /// What is known of the addresses of the class.
+    pub description: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultEntry {
+    pub kind: String,
+    pub object: String,
+    pub field: String,
+    pub message: String,
+}
+
+impl From<&Fault> for FaultEntry {
+    fn from(fault: &Fault) -> Self {
+        let Fault { kind, object, field, message } = fault.clone();
+        Self { kind: kind.name().to_owned(), object, field, message }
+    }
+}
+
+impl Compiler {
+    /// The names of all numbers in the tables as they are now. `faults`: those of other stages, to be listed with ours.
+    pub fn catalog(&self, index: &Index, faults: &[Fault]) -> Catalog {
+        let rule = |name: super::RuleName| RuleEntry {
+            policy: name.policy.to_string(),
+            direction: name.direction.name().to_owned(),
+            index: name.place,
+        };
+        let table = |table: &super::decisions::Table| TableEntry {
+            direction: table.direction.name().to_owned(),
+            policies: table.sides.iter().map(|side| side.policy.to_string()).collect(),
+        };
+        let class = |id: u32| (id, ClassEntry { description: self.describe_class(id) });
+        let mut faults: Vec<FaultEntry> = faults.iter().chain(&self.faults(index)).map(FaultEntry::from).collect();
+        faults.sort_by(|a, b| (&a.kind, &a.object, &a.field).cmp(&(&b.kind, &b.object, &b.field)));
+        faults.dedup();
+        Catalog {
+            endpoints: index.veths().filter_map(|veth| self.endpoint_entry(index, veth.ifindex)).collect(),
+            rules: self.rule_names().into_iter().map(|(id, name)| (id, rule(name))).collect(),
+            tables: self.decisions.tables().map(|(id, entry)| (id, table(entry))).collect(),
+            classes: self.classes.ids().into_iter().chain([CLASS_NONE]).map(class).collect(),
+            faults,
+        }
+    }
+
+    fn endpoint_entry(&self, index: &Index, ifindex: u32) -> Option<EndpointEntry> {
+        let veth = index.veth(ifindex)?;
+        let endpoint = self.endpoints.all.get(&ifindex)?;
+        let own = Own::of(index, veth, endpoint.pod);
+        let v4 = own.v4.keys().copied().map(IpAddr::V4);
+        let policies = |direction: Direction| {
+            let isolating = endpoint.policies.iter().filter(|policy| self.policies.side(policy, direction).is_some());
+            isolating.map(ToString::to_string).collect()
+        };
+        let namespace = endpoint.name.as_ref().map(|name| name.namespace.to_string());
+        let facts = namespace.as_deref().and_then(|name| index.namespace(name)?.facts.as_ref());
+        let room = self.cut.is_none_or(|cut| ifindex < cut);
+        let no_room = || format!("there is no room for it among {} endpoints", self.limits.endpoints_max);
+        let [ingress_table, egress_table] = endpoint.tables;
+        Some(EndpointEntry {
+            ifindex,
+            interface: veth.name.to_string(),
+            number: endpoint.number,
+            generation: endpoint.generation,
+            trusted: facts.is_some_and(|facts| facts.trusted),
+            namespace,
+            pod: endpoint.name.as_ref().map(|name| name.name.to_string()),
+            addresses: v4.chain(own.v6.iter().copied().map(IpAddr::V6)).collect(),
+            isolated_ingress: endpoint.is_isolated(Direction::Ingress),
+            isolated_egress: endpoint.is_isolated(Direction::Egress),
+            ingress_policies: policies(Direction::Ingress),
+            egress_policies: policies(Direction::Egress),
+            ingress_table,
+            egress_table,
+            closed: if room { endpoint.closed.as_ref().map(ToString::to_string) } else { Some(no_room()) },
+        })
+    }
+
+    fn describe_class(&self, id: u32) -> String {
+        let class = self.peer_class(id);
+        let ports = class.ports.iter().map(|port| format!("port {}={}/{}", port.name, port.port, port.protocol.name()));
+        let parts: Vec<String> = class.matchers.iter().map(describe_peer).chain(ports).collect();
+        if parts.is_empty() { "nobody that a policy names".to_owned() } else { parts.join("; ") }
+    }
+}
+
+fn describe_peer(peer: &Peer) -> String {
+    let labels = |selector: &Selector| {
+        let described = describe_selector(selector);
+        if described.is_empty() { described } else { format!(" {described}") }
+    };
+    match peer {
+        Peer::Pods { namespaces: Namespaces::Named(name), pods } => format!("pods{} in namespace {name}", labels(pods)),
+        Peer::Pods { namespaces: Namespaces::Matching(selector), pods } if selector.requirements.is_empty() => {
+            format!("pods{} in any namespace", labels(pods))
+        }
+        Peer::Pods { namespaces: Namespaces::Matching(selector), pods } => {
+            format!("pods{} in namespaces{}", labels(pods), labels(selector))
+        }
+        Peer::Block(Block { cidr, except }) if except.is_empty() => cidr.to_string(),
+        Peer::Block(Block { cidr, except }) => {
+            let except: Vec<String> = except.iter().map(ToString::to_string).collect();
+            format!("{cidr} except {}", except.join(", "))
+        }
+    }
+}
+
+/// As `kubectl` writes selectors.
+fn describe_selector(selector: &Selector) -> String {
+    let requirement = |requirement: &crate::facts::Requirement| {
+        let key = &requirement.key;
+        let list = |values: &std::collections::BTreeSet<String>| Vec::from_iter(values.iter().cloned()).join(",");
+        match &requirement.operator {
+            Operator::In(values) if values.len() == 1 => format!("{key}={}", list(values)),
+            Operator::In(values) => format!("{key} in ({})", list(values)),
+            Operator::NotIn(values) => format!("{key} notin ({})", list(values)),
+            Operator::Exists => key.to_string(),
+            Operator::DoesNotExist => format!("!{key}"),
+        }
+    };
+    selector.requirements.iter().map(requirement).collect::<Vec<_>>().join(",")
+}

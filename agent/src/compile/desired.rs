@@ -1,0 +1,101 @@
+//! The desired tables, and what was written to them since the last delta.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::net::IpAddr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use palisade_common::layout::{Address, EndpointRecord, PortKey, PortValue, RuleKey, RuleValue};
+
+use super::prefix::{Bits, Net, Prefix, v4_word, v6_words};
+use crate::tables::{Delta, Tables};
+
+#[derive(Debug, Default)]
+pub(super) struct Desired {
+    pub(super) tables: Tables,
+    before: Before,
+}
+
+/// For each key written since the last delta: what was there.
+#[derive(Debug, Default)]
+struct Before {
+    endpoints: BTreeMap<u32, Option<EndpointRecord>>,
+    exact_v4: BTreeMap<u32, Option<u32>>,
+    exact_v6: BTreeMap<Address, Option<u32>>,
+    cidr_v4: BTreeMap<Ipv4Net, Option<u32>>,
+    cidr_v6: BTreeMap<Ipv6Net, Option<u32>>,
+    rules: BTreeMap<RuleKey, Option<RuleValue>>,
+    ports: BTreeMap<(PortKey, u32), Option<PortValue>>,
+}
+
+// === impl Desired ===
+
+impl Desired {
+    pub(super) fn endpoint(&mut self, ifindex: u32, record: Option<EndpointRecord>) {
+        set(&mut self.tables.endpoints, &mut self.before.endpoints, ifindex, record);
+    }
+
+    pub(super) fn exact(&mut self, address: Bits, class: Option<u32>) {
+        match address.address() {
+            IpAddr::V4(address) => {
+                set(&mut self.tables.exact_v4, &mut self.before.exact_v4, v4_word(address), class);
+            }
+            IpAddr::V6(address) => {
+                set(&mut self.tables.exact_v6, &mut self.before.exact_v6, v6_words(address), class);
+            }
+        }
+    }
+
+    pub(super) fn cidr(&mut self, prefix: Prefix, class: Option<u32>) {
+        match prefix.net() {
+            Net::V4(net) => set(&mut self.tables.cidr_v4, &mut self.before.cidr_v4, net, class),
+            Net::V6(net) => set(&mut self.tables.cidr_v6, &mut self.before.cidr_v6, net, class),
+        }
+    }
+
+    pub(super) fn rule(&mut self, key: RuleKey, value: Option<RuleValue>) {
+        set(&mut self.tables.rules, &mut self.before.rules, key, value);
+    }
+
+    pub(super) fn port(&mut self, key: (PortKey, u32), value: Option<PortValue>) {
+        set(&mut self.tables.ports, &mut self.before.ports, key, value);
+    }
+
+    pub(super) fn take_delta(&mut self) -> Delta {
+        let Before { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = mem::take(&mut self.before);
+        Delta {
+            endpoints: changed(&self.tables.endpoints, endpoints),
+            exact_v4: changed(&self.tables.exact_v4, exact_v4),
+            exact_v6: changed(&self.tables.exact_v6, exact_v6),
+            cidr_v4: changed(&self.tables.cidr_v4, cidr_v4),
+            cidr_v6: changed(&self.tables.cidr_v6, cidr_v6),
+            rules: changed(&self.tables.rules, rules),
+            ports: changed(&self.tables.ports, ports),
+        }
+    }
+}
+
+fn set<K: Ord + Copy, V: PartialEq>(
+    now: &mut BTreeMap<K, V>,
+    before: &mut BTreeMap<K, Option<V>>,
+    key: K,
+    value: Option<V>,
+) {
+    let old = match value {
+        Some(value) => now.insert(key, value),
+        None => now.remove(&key),
+    };
+    before.entry(key).or_insert(old);
+}
+
+/// What is not again as it was.
+fn changed<K: Ord, V: PartialEq + Copy>(
+    now: &BTreeMap<K, V>,
+    before: BTreeMap<K, Option<V>>,
+) -> BTreeMap<K, Option<V>> {
+    let differs = |(key, old): (K, Option<V>)| {
+        let new = now.get(&key).copied();
+        (new != old).then_some((key, new))
+    };
+    before.into_iter().filter_map(differs).collect()
+}

@@ -1,0 +1,28 @@
+//! How much may be wanted of each table. What does not fit is closed and named, never silently dropped.
+
+/// Limits of what is compiled, by table. The kernel's maps must hold more: what is new is there before the old is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Endpoints of the node.
+    pub endpoints_max: usize,
+    /// Pod addresses with a class of their own, per family.
+    pub exact_max: usize,
+    /// Prefixes of ipBlocks, excepts included, per family.
+    pub prefixes_max: usize,
+    /// Rows of RULES.
+    pub rules_max: usize,
+    /// Prefixes of PORTS.
+    pub ports_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            endpoints_max: 4_096,
+            exact_max: 262_144,
+            prefixes_max: 262_144,
+            rules_max: 1_048_576,
+            ports_max: 1_048_576,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What the programs are told of an endpoint: its addresses, MAC and flags.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use palisade_common::layout::{ADDRESSES_MAX, EndpointRecord, endpoint_flag};
+
+use super::Direction;
+use super::endpoints::{Closed, Endpoint};
+use super::prefix::{v4_word, v6_words};
+use crate::facts::{Fault, Kind, Veth};
+use crate::index::{Index, PodId};
+
+/// The addresses that an endpoint may send from.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    /// With the directed broadcast address of each, where the prefix has one.
+    pub(super) v4: BTreeMap<Ipv4Addr, Option<Ipv4Addr>>,
+    pub(super) v6: BTreeSet<Ipv6Addr>,
+    pub(super) faults: Vec<Fault>,
+}
+
+// === impl Own ===
+
+impl Own {
+    /// Those on the interface and those of the pod's status: either may come first. What is on the interface but is said
+    /// by other live pods alone is not its own: a pod could put it there itself.
+    pub(super) fn of(index: &Index, veth: &Veth, pod: Option<PodId>) -> Self {
+        let mut own = Self::default();
+        let status = pod.and_then(|id| index.pod(id));
+        for address in status.into_iter().flat_map(|pod| &pod.addresses) {
+            match address {
+                IpAddr::V4(address) => drop(own.v4.insert(*address, None)),
+                IpAddr::V6(address) => drop(own.v6.insert(*address)),
+            }
+        }
+        for &(address, bits) in &veth.addresses {
+            let claims = index.claims(address);
+            if let (Some(id), Some(other)) = (pod, claims.first().and_then(|&id| index.pod(id)))
+                && !claims.contains(&id)
+            {
+                let object = status.map_or(String::new(), |pod| pod.name.to_string());
+                let message = format!("its interface has {address}, which is pod {}'s: it may not use it", other.name);
+                own.faults.push(Fault { kind: Kind::Pod, object, field: "status.podIPs".to_owned(), message });
+                continue;
+            }
+            match address {
+                IpAddr::V4(address) => drop(own.v4.insert(address, broadcast(address, bits))),
+                IpAddr::V6(address) => drop(own.v6.insert(address)),
+            }
+        }
+        own.v6.extend(veth.pod_mac.map(link_local));
+        own
+    }
+
+    fn count(&self) -> usize {
+        self.v4.len().max(self.v6.len())
+    }
+
+    /// Why the endpoint must be closed, if its addresses are too many for a record.
+    pub(super) fn too_many(&self) -> Option<Closed> {
+        let count = self.count();
+        (count > ADDRESSES_MAX).then_some(Closed::Addresses { count })
+    }
+}
+
+/// The record, all but the two [`EndpointRecord::ingress`] and [`EndpointRecord::egress`].
+pub(super) fn record(veth: &Veth, endpoint: &Endpoint, own: &Own, trusted: bool) -> EndpointRecord {
+    let flag = |bit: u32, on: bool| if on { bit } else { 0 };
+    let mut record = EndpointRecord {
+        ifindex: veth.ifindex,
+        generation: endpoint.generation,
+        number: endpoint.number.unwrap_or_default(),
+        flags: flag(endpoint_flag::ISOLATED_INGRESS, endpoint.is_isolated(Direction::Ingress))
+            | flag(endpoint_flag::ISOLATED_EGRESS, endpoint.is_isolated(Direction::Egress))
+            | flag(endpoint_flag::CLOSED, endpoint.closed.is_some())
+            | flag(endpoint_flag::TRUSTED, trusted)
+            | flag(endpoint_flag::MIDSTREAM, veth.older || endpoint.midstream),
+        netns_id: veth.netns_id.unwrap_or(-1),
+        ..EndpointRecord::default()
+    };
+    let [a, b, c, d, e, f] = veth.pod_mac.unwrap_or_default();
+    record.mac_hi = u32::from_ne_bytes([a, b, c, d]);
+    record.mac_lo = u32::from(u16::from_ne_bytes([e, f]));
+    let identity = endpoint.identity().to_be_bytes();
+    let [a, b, c, d, e, f, g, h] = identity;
+    record.identity_hi = u32::from_be_bytes([a, b, c, d]);
+    record.identity_lo = u32::from_be_bytes([e, f, g, h]);
+    for ((at, (address, broadcast)), count) in own.v4.iter().take(ADDRESSES_MAX).enumerate().zip(1..) {
+        record.v4[at] = v4_word(*address);
+        record.v4_broadcast[at] = broadcast.map_or(0, v4_word);
+        record.v4_count = count;
+    }
+    for ((slot, address), count) in record.v6.iter_mut().zip(&own.v6).zip(1..) {
+        *slot = v6_words(*address);
+        record.v6_count = count;
+    }
+    record
+}
+
+/// The directed broadcast address of a network that has one (RFC 3021: none at /31).
+fn broadcast(address: Ipv4Addr, bits: u8) -> Option<Ipv4Addr> {
+    let hosts = u32::MAX.checked_shr(u32::from(bits)).unwrap_or(0);
+    (bits < 31).then(|| Ipv4Addr::from(u32::from(address) | hosts))
+}
+
+/// The address that the kernel gives an interface by itself (RFC 4291, appendix A).
+fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, word(a ^ 2, b), word(c, 0xff), word(0xfe, d), word(e, f))
+}

@@ -1,0 +1,273 @@
+//! The command line, and what it becomes: flags as typed, then a [`AgentConfig`] that can be trusted everywhere.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::compile::Limits;
+use crate::kernel::{AttachMode, Settings, Sizes};
+
+/// Where pins go unless told otherwise.
+pub const PIN_DIR: &str = "/sys/fs/bpf/palisade";
+
+/// Enforces Kubernetes NetworkPolicy in the kernel, on clusters whose network plugin does not.
+///
+/// One agent runs on each node. It watches NetworkPolicies, Pods, Namespaces and Nodes, and has two small programs at the host's side of
+/// each pod's veth judge every packet. It leaves the network plugin and kube-proxy alone.
+#[derive(Debug, Parser)]
+#[command(name = "palisade", version = crate::VERSION, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent of this node: watch, compile, enforce.
+    Agent(Box<AgentFlags>),
+    /// Print every table as it is in the kernel, decoded.
+    Maps(ShowFlags),
+    /// Print who is enforced on this node and by which policies, and who is not, and why.
+    Endpoints(ShowFlags),
+    /// Take programs, maps, pins and state away. Enforcement ends.
+    Uninstall(UninstallFlags),
+}
+
+/// Run the agent of this node.
+///
+/// Objects come from a folder (--manifests), from an API server named by a kubeconfig (--kubeconfig), or, without either, from the
+/// API server of the cluster that this process is a pod of.
+///
+/// The agent acts on the network namespace that it is started in; several agents may run on one machine, each in its node's
+/// namespace with its own --pin-dir. It logs to standard error, one line per event; RUST_LOG overrides --log-level.
+///
+/// On SIGTERM or SIGINT it ends and leaves enforcement in place; `palisade uninstall` takes it away.
+///
+/// Exit codes: 0 asked to stop, 1 failed, 2 wrong usage.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct AgentFlags {
+    /// Folder of manifests (*.yaml, *.yml, *.json; one or more objects per file: Namespace, Pod with status, NetworkPolicy, Node), watched: a
+    /// new, replaced or deleted file is a new, replaced or deleted object.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+
+    /// Kubeconfig file of the API server to watch.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Name of this node, as in spec.nodeName of its pods.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: String,
+
+    /// Folder on a bpffs for programs' links and maps; made, and a bpffs mounted, if missing.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pin_dir: PathBuf,
+
+    /// Folder in which libcni caches results (they are in its subfolder `results`): tells which veth is which pod's.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni")]
+    cni_cache_dir: PathBuf,
+
+    /// Root of the cgroup v2 hierarchy whose sockets are this node's. Kept for Service traffic that is delivered on the node.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
+    cgroup: PathBuf,
+
+    /// The CNI's bridge; unless given it is learnt from CNI results, and is cni0 until then.
+    #[arg(long, value_name = "NAME")]
+    bridge: Option<String>,
+
+    /// Address to serve /metrics, /livez and /readyz on, such as 127.0.0.1:9469.
+    #[arg(long, value_name = "ADDR")]
+    metrics_addr: Option<SocketAddr>,
+
+    /// What becomes of established flows that a change no longer allows. `keep` also keeps flows of pods that were known before.
+    #[arg(long, value_enum, default_value = "cut")]
+    existing_flows: ExistingFlows,
+
+    /// How the programs are attached.
+    #[arg(long, value_enum, default_value = "auto")]
+    attach: Attach,
+
+    /// Format of the log on standard error.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+
+    /// Least severe level that is logged: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+
+    /// Have the kernel programs report oddities too, at debug level.
+    #[arg(long)]
+    debug_programs: bool,
+
+    #[command(flatten)]
+    limits: LimitFlags,
+}
+
+/// How much the tables hold. What does not fit fails closed and is named.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+struct LimitFlags {
+    /// Pods on this node.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().endpoints)]
+    endpoints_max: u32,
+    /// Addresses of pods that policies of this node name as peers, per family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().exact)]
+    addresses_max: u32,
+    /// Prefixes of ipBlocks, excepts included, per family.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().prefixes)]
+    prefixes_max: u32,
+    /// Rows of decision tables.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().rules)]
+    rules_max: u32,
+    /// Port prefixes (a range of ports takes up to 30).
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().ports)]
+    ports_max: u32,
+    /// Flows that are remembered.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().flows)]
+    flows_max: u32,
+    /// Fragmented datagrams that are under way.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().fragments)]
+    fragments_max: u32,
+    /// Connections of one pod per second that are taken up mid-stream because nothing is known of their opening.
+    #[arg(long, value_name = "N", default_value_t = Settings::default().midstream_budget)]
+    midstream_max: u32,
+    /// Refused packets per CPU and second that are reported one by one; the rest is counted.
+    #[arg(long, value_name = "N", default_value_t = Settings::default().events_budget)]
+    events_max: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ExistingFlows {
+    /// They end within a second.
+    Cut,
+    /// They go on until they end by themselves; new ones are refused.
+    Keep,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Attach {
+    /// TCX where the kernel has it (6.6 and later), clsact elsewhere.
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowFlags {
+    /// The agent's --pin-dir.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct UninstallFlags {
+    /// The agent's --pin-dir.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Folder(PathBuf),
+    /// `None`: the account of the pod that this process runs in.
+    Cluster(Option<PathBuf>),
+}
+
+/// The agent's configuration, checked.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    pub source: Source,
+    pub node_name: String,
+    pub pin_dir: PathBuf,
+    pub cni_cache_dir: PathBuf,
+    pub cgroup: PathBuf,
+    pub bridge: Option<String>,
+    pub metrics_addr: Option<SocketAddr>,
+    pub attach: AttachMode,
+    pub sizes: Sizes,
+    pub limits: Limits,
+    pub settings: Settings,
+    pub log_format: LogFormat,
+    pub log_level: String,
+}
+
+impl AgentFlags {
+    /// # Errors
+    ///
+    /// A sentence naming the flag that makes no sense.
+    pub fn check(self) -> anyhow::Result<AgentConfig> {
+        let Self { manifests, kubeconfig, node_name, pin_dir, cni_cache_dir, cgroup, bridge, metrics_addr, .. } = self;
+        if node_name.is_empty() {
+            bail!("--node-name is empty");
+        }
+        if !pin_dir.is_absolute() {
+            bail!("--pin-dir {} is not an absolute path", pin_dir.display());
+        }
+        let limits = self.limits;
+        let sizes = Sizes {
+            endpoints: limits.endpoints_max,
+            exact: limits.addresses_max,
+            prefixes: limits.prefixes_max,
+            rules: limits.rules_max,
+            ports: limits.ports_max,
+            flows: limits.flows_max,
+            fragments: limits.fragments_max,
+        };
+        let Sizes { endpoints, exact, prefixes, rules, ports, flows, fragments } = sizes;
+        if [endpoints, exact, prefixes, rules, ports, flows, fragments].contains(&0) || endpoints > 1 << 20 {
+            bail!("a limit is 0, or --endpoints-max is over 1048576");
+        }
+        Ok(AgentConfig {
+            source: match manifests {
+                Some(folder) => Source::Folder(folder),
+                None => Source::Cluster(kubeconfig),
+            },
+            node_name,
+            pin_dir,
+            cni_cache_dir,
+            cgroup,
+            bridge,
+            metrics_addr,
+            attach: match self.attach {
+                Attach::Auto => AttachMode::Auto,
+                Attach::Tcx => AttachMode::Tcx,
+                Attach::Clsact => AttachMode::Clsact,
+            },
+            sizes,
+            limits: Limits {
+                endpoints_max: endpoints as usize,
+                exact_max: exact as usize,
+                prefixes_max: prefixes as usize,
+                rules_max: rules as usize,
+                ports_max: ports as usize,
+            },
+            settings: Settings {
+                keep_existing: self.existing_flows == ExistingFlows::Keep,
+                midstream_budget: limits.midstream_max,
+                events_budget: limits.events_max,
+                debug_programs: self.debug_programs,
+            },
+            log_format: self.log_format,
+            log_level: self.log_level,
+        })
+    }
+}

@@ -1,0 +1,145 @@
+//! Programs on interfaces: TCX links where the kernel has them, clsact filters elsewhere.
+
+use std::fs;
+use std::io;
+
+use anyhow::{Context as _, bail};
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
+use aya::programs::tc::{
+    self, NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
+};
+use aya::util::KernelVersion;
+
+use super::pins::PinDir;
+use super::{FROM_POD, TO_POD, program_mut};
+
+/// How programs are attached (`--attach`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// TCX where the kernel has it.
+    Auto,
+    /// Links that are pinned; Linux 6.6 and later.
+    Tcx,
+    /// Filters of a clsact qdisc, which survive by themselves.
+    Clsact,
+}
+
+/// The first filter of a clsact qdisc.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+const PLACES: [(&str, TcAttachType); 2] = [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)];
+
+impl AttachMode {
+    pub(super) fn resolve(self) -> anyhow::Result<Self> {
+        let has_tcx = KernelVersion::current().context("reading the kernel's version")? >= KernelVersion::new(6, 6, 0);
+        match self {
+            Self::Auto if has_tcx => Ok(Self::Tcx),
+            Self::Auto | Self::Clsact => Ok(Self::Clsact),
+            Self::Tcx if has_tcx => Ok(Self::Tcx),
+            Self::Tcx => bail!("this kernel has no TCX (Linux 6.6 and later); use --attach clsact"),
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// To-pod first: what the pod is sent is the more urgent half.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    pins: &PinDir,
+    mode: AttachMode,
+    ifindex: u32,
+    interface: &str,
+) -> anyhow::Result<()> {
+    for (name, place) in PLACES.into_iter().rev() {
+        let program = program_mut(ebpf, name)?;
+        match mode {
+            AttachMode::Tcx | AttachMode::Auto => attach_tcx(program, pins, ifindex, interface, (name, place)),
+            AttachMode::Clsact => attach_clsact(program, interface, place),
+        }
+        .with_context(|| format!("attaching {name} to {interface}"))?;
+    }
+    Ok(())
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    pins: &PinDir,
+    ifindex: u32,
+    interface: &str,
+    (name, place): (&str, TcAttachType),
+) -> anyhow::Result<()> {
+    let pin = pins.link(ifindex, name);
+    match PinnedLink::from_pin(&pin) {
+        Ok(old) => {
+            let link: SchedClassifierLink = FdLink::from(old).try_into()?;
+            match program.attach_to_link(link) {
+                Ok(id) => {
+                    // The pin holds the link; our descriptor may go.
+                    drop(program.take_link(id)?);
+                    return Ok(());
+                }
+                // The interface has gone, and its index has come again (ENOLINK: the link is severed).
+                Err(error) => tracing::debug!(%error, interface, "link of an earlier interface"),
+            }
+            fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;
+        }
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("opening {}", pin.display())),
+    }
+    let id = program.attach_with_options(interface, place, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    link.pin(&pin).with_context(|| format!("pinning {}", pin.display()))?;
+    Ok(())
+}
+
+fn attach_clsact(program: &mut SchedClassifier, interface: &str, place: TcAttachType) -> anyhow::Result<()> {
+    // Fails where there is one already.
+    let _ = tc::qdisc_add_clsact(interface);
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, ..NlOptions::default() };
+    let id = match program.attach_with_options(interface, place, TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        // An earlier agent's filter: replaced in place.
+        Err(_) => program.attach_to_link(SchedClassifierLink::attached(interface, place, PRIORITY, HANDLE, None)?)?,
+    };
+    // A filter stays when the agent ends; a link that is dropped would take it away.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<()> {
+    match mode {
+        AttachMode::Tcx | AttachMode::Auto => {
+            for (name, _) in PLACES {
+                let pin = pins.link(ifindex, name);
+                match fs::remove_file(&pin) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(error).with_context(|| format!("removing {}", pin.display()));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        }
+        AttachMode::Clsact => detach_clsact(interface),
+    }
+}
+
+/// Takes our filters off an interface, if they are there. The clsact qdisc stays: it may be another's too.
+pub fn detach_clsact(interface: &str) -> anyhow::Result<()> {
+    for (name, place) in PLACES {
+        match tc::qdisc_detach_program(interface, place, name) {
+            Ok(()) => {}
+            Err(error) => tracing::debug!(%error, interface, name, "no filter to take off"),
+        }
+    }
+    Ok(())
+}

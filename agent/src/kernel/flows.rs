@@ -1,0 +1,110 @@
+//! The flow table's fill: an LRU map evicts without a word, so what may have been evicted is reckoned from insertions.
+//!
+//! The programs compare FLOW_STATS.inserts with CONFIG.inserts_safe themselves, so that the benefit of the doubt begins with the
+//! insertion that may have evicted; here the threshold is moved on after each count, and flows that are over are removed so that
+//! they crowd nobody out.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
+use anyhow::Context as _;
+use palisade_common::flow::is_over;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::maps::Maps;
+
+/// How long evicted flows may still be wanted: as long as a silent connection is remembered.
+const PRESSURE_NS: u64 = 5 * 24 * 3600 * 1_000_000_000;
+
+/// Entries that an LRU map may hold back per CPU on its local free lists.
+const HELD_BACK_PER_CPU: u64 = 256;
+
+/// What a count found.
+struct Counted {
+    flows: u64,
+    /// FLOW_STATS.inserts before the count began.
+    inserts: u64,
+}
+
+/// Watches the fill. Counting reads the whole table, so it happens on a thread of its own and only when insertions call for it.
+pub struct FlowWatch {
+    pin_dir: PathBuf,
+    capacity: u64,
+    /// `inserts` at the last count.
+    counted_at: Option<u64>,
+    counting: Option<Receiver<anyhow::Result<Counted>>>,
+    inserts_safe: u64,
+    pressure_until: u64,
+}
+
+/// Nanoseconds, CLOCK_MONOTONIC.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+impl FlowWatch {
+    pub fn new(pin_dir: &Path, flows_max: u32) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+        let held_back = (HELD_BACK_PER_CPU * cpus).min(u64::from(flows_max) / 2);
+        Self {
+            pin_dir: pin_dir.to_owned(),
+            capacity: u64::from(flows_max) - held_back,
+            counted_at: None,
+            counting: None,
+            inserts_safe: u64::MAX,
+            pressure_until: 0,
+        }
+    }
+
+    /// Takes a finished count, begins one if it is time, and tells the programs.
+    pub fn look(&mut self, maps: &Maps) -> anyhow::Result<()> {
+        let inserts = maps.flow_stats()?.inserts;
+        if inserts > self.inserts_safe {
+            self.pressure_until = now() + PRESSURE_NS;
+        }
+        if let Some(counting) = &self.counting {
+            match counting.try_recv() {
+                Ok(counted) => {
+                    self.counting = None;
+                    let counted = counted?;
+                    self.counted_at = Some(counted.inserts);
+                    self.inserts_safe = counted.inserts + self.capacity.saturating_sub(counted.flows);
+                }
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.counting = None,
+            }
+        }
+        maps.config.store_pressure(self.inserts_safe, self.pressure_until);
+        let due = match self.counted_at {
+            None => true,
+            Some(counted) => inserts.wrapping_sub(counted) > self.capacity / 4,
+        };
+        if due && self.counting.is_none() {
+            self.begin()?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> anyhow::Result<()> {
+        let (sender, receiver) = channel();
+        let pin_dir = self.pin_dir.clone();
+        std::thread::Builder::new()
+            .name("flow-count".to_owned())
+            .spawn(move || sender.send(count(&pin_dir)))
+            .context("starting a thread to count flows")?;
+        self.counting = Some(receiver);
+        Ok(())
+    }
+}
+
+fn count(pin_dir: &Path) -> anyhow::Result<Counted> {
+    let mut maps = Maps::open_pinned(pin_dir)?;
+    let inserts = maps.flow_stats()?.inserts;
+    let now = now();
+    let (flows, over) = maps.partition_flows(|key, value| is_over(key, value, now))?;
+    for key in over {
+        maps.remove_flow(&key)?;
+    }
+    Ok(Counted { flows, inserts })
+}

@@ -1,0 +1,294 @@
+//! Typed handles on the maps: writing one entry, and reading all of them.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use ipnet::{Ipv4Net, Ipv6Net};
+use palisade_common::Reason;
+use palisade_common::layout::{
+    Address, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey, RuleValue,
+    Versioned,
+};
+
+use super::Sizes;
+use super::config_cell::ConfigCell;
+use crate::tables::plan::Write;
+use crate::tables::sim::bytes_of;
+
+/// Maps that the next agent takes over.
+pub const PINNED: &[&str] = &[
+    "CONFIG",
+    "FLOW_STATS",
+    "ENDPOINTS",
+    "RECORDS",
+    "ENDPOINT_STATS",
+    "CLASS_EXACT_V4",
+    "CLASS_EXACT_V6",
+    "CLASS_CIDR_V4",
+    "CLASS_CIDR_V6",
+    "RULES",
+    "PORTS",
+    "FLOWS",
+    "FRAGMENTS",
+    "COUNTERS",
+    "EVENT_BUDGET",
+];
+
+pub fn sizes(sizes: Sizes) -> Vec<(&'static str, u32)> {
+    let Sizes { endpoints, exact, prefixes, rules, ports, flows, fragments } = sizes;
+    vec![
+        ("ENDPOINTS", endpoints),
+        // A change writes new records before the old ones go.
+        ("RECORDS", endpoints * 2),
+        ("ENDPOINT_STATS", endpoints),
+        ("CLASS_EXACT_V4", exact),
+        ("CLASS_EXACT_V6", exact),
+        ("CLASS_CIDR_V4", prefixes),
+        ("CLASS_CIDR_V6", prefixes),
+        ("RULES", rules),
+        ("PORTS", ports),
+        ("FLOWS", flows),
+        ("FRAGMENTS", fragments),
+    ]
+}
+
+/// A table layout as plain bytes for aya.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plain<T>(pub T);
+
+// SAFETY: only used below, with the layouts of palisade_common::layout: `repr(C)`, without padding that is not a field (their
+// sizes are asserted there), valid for every bit pattern.
+unsafe impl<T: Copy + 'static> aya::Pod for Plain<T> {}
+
+type Hash<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
+type Trie<K, V> = LpmTrie<MapData, Plain<K>, Plain<V>>;
+
+/// Everything that policy decides, and what the programs remember.
+pub struct Maps {
+    pub config: ConfigCell,
+    config_map: Array<MapData, Plain<Config>>,
+    flow_stats: Array<MapData, Plain<FlowStats>>,
+    endpoints: Hash<u32, Versioned>,
+    records: Array<MapData, Plain<EndpointRecord>>,
+    exact_v4: Hash<u32, Versioned>,
+    exact_v6: Hash<Address, Versioned>,
+    cidr_v4: Trie<u32, Versioned>,
+    cidr_v6: Trie<Address, Versioned>,
+    rules: Hash<RuleKey, RuleValue>,
+    ports: Trie<PortKey, PortValue>,
+    flows: Hash<FlowKey, FlowValue>,
+    counters: PerCpuArray<MapData, u64>,
+    event_budget: PerCpuArray<MapData, [u32; 4]>,
+}
+
+/// Every entry as it lies in the maps.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    pub config: Config,
+    pub flow_stats: FlowStats,
+    pub endpoints: BTreeMap<u32, Versioned>,
+    pub records: BTreeMap<u32, EndpointRecord>,
+    pub exact_v4: BTreeMap<u32, Versioned>,
+    pub exact_v6: BTreeMap<Address, Versioned>,
+    pub cidr_v4: BTreeMap<Ipv4Net, Versioned>,
+    pub cidr_v6: BTreeMap<Ipv6Net, Versioned>,
+    pub rules: BTreeMap<RuleKey, RuleValue>,
+    pub ports: BTreeMap<(PortKey, u32), PortValue>,
+    pub flows: BTreeMap<FlowKey, FlowValue>,
+    pub counters: Vec<(Reason, u64)>,
+}
+
+impl Maps {
+    pub(super) fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Self::collect(|name| ebpf.take_map(name).with_context(|| format!("no map {name} in the object")))
+    }
+
+    /// The maps that an agent has pinned below `root`.
+    pub fn open_pinned(root: &Path) -> anyhow::Result<Self> {
+        let folder = super::pins::maps_folder(root);
+        Self::collect(|name| {
+            let path = folder.join(name);
+            let data = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
+            Ok(Map::from_map_data(data)?)
+        })
+    }
+
+    fn collect(mut map: impl FnMut(&str) -> anyhow::Result<Map>) -> anyhow::Result<Self> {
+        let config_map = map("CONFIG")?;
+        let Map::Array(data) = &config_map else { bail!("CONFIG is not an array") };
+        let config = ConfigCell::map(data.fd().as_fd())?;
+        Ok(Self {
+            config,
+            config_map: config_map.try_into()?,
+            flow_stats: map("FLOW_STATS")?.try_into()?,
+            endpoints: map("ENDPOINTS")?.try_into()?,
+            records: map("RECORDS")?.try_into()?,
+            exact_v4: map("CLASS_EXACT_V4")?.try_into()?,
+            exact_v6: map("CLASS_EXACT_V6")?.try_into()?,
+            cidr_v4: map("CLASS_CIDR_V4")?.try_into()?,
+            cidr_v6: map("CLASS_CIDR_V6")?.try_into()?,
+            rules: map("RULES")?.try_into()?,
+            ports: map("PORTS")?.try_into()?,
+            flows: map("FLOWS")?.try_into()?,
+            counters: map("COUNTERS")?.try_into()?,
+            event_budget: map("EVENT_BUDGET")?.try_into()?,
+        })
+    }
+
+    /// Carries one write out. Removing what is not there is done already.
+    pub fn write(&mut self, write: &Write) -> anyhow::Result<()> {
+        let result = match *write {
+            Write::Record(index, record) => self.records.set(index, Plain(record), 0),
+            Write::Rule(key, value) => put(&mut self.rules, key, value),
+            Write::Port(key, length, value) => put_prefix(&mut self.ports, Key::new(length, Plain(key)), value),
+            Write::ExactV4(address, value) => put(&mut self.exact_v4, address, value),
+            Write::ExactV6(address, value) => put(&mut self.exact_v6, address, value),
+            Write::CidrV4(prefix, value) => put_prefix(&mut self.cidr_v4, key_v4(prefix), value),
+            Write::CidrV6(prefix, value) => put_prefix(&mut self.cidr_v6, key_v6(prefix), value),
+            Write::Endpoint(ifindex, value) => put(&mut self.endpoints, ifindex, value),
+            Write::Epoch(epoch) => {
+                self.config.store_epoch(epoch);
+                Ok(())
+            }
+        };
+        result.with_context(|| format!("{write:?}"))
+    }
+
+    /// Packets by reason, all CPUs together.
+    pub fn counters(&self) -> anyhow::Result<Vec<(Reason, u64)>> {
+        Reason::ALL
+            .iter()
+            .filter(|reason| (**reason as usize) < REASONS)
+            .map(|reason| Ok((*reason, self.counters.get(&(*reason as u32), 0)?.iter().sum())))
+            .collect()
+    }
+
+    /// Refused packets of which no event could be sent, all CPUs together.
+    pub fn events_lost(&self) -> anyhow::Result<u64> {
+        Ok(self.event_budget.get(&0, 0)?.iter().map(|[_, _, lost, _]| u64::from(*lost)).sum())
+    }
+
+    pub fn records_len(&self) -> u32 {
+        self.records.len()
+    }
+
+    pub fn flow_stats(&self) -> anyhow::Result<FlowStats> {
+        Ok(self.flow_stats.get(&0, 0)?.0)
+    }
+
+    /// Counts the flows that stay and lists those for which `is_over` holds.
+    pub(super) fn partition_flows(
+        &self,
+        is_over: impl Fn(&FlowKey, &FlowValue) -> bool,
+    ) -> anyhow::Result<(u64, Vec<FlowKey>)> {
+        let (mut staying, mut over) = (0, Vec::new());
+        for entry in self.flows.iter() {
+            let (key, value) = entry?;
+            if is_over(&key.0, &value.0) {
+                over.push(key.0);
+            } else {
+                staying += 1;
+            }
+        }
+        Ok((staying, over))
+    }
+
+    pub(super) fn remove_flow(&mut self, key: &FlowKey) -> anyhow::Result<()> {
+        Ok(absent_is_fine(self.flows.remove(&Plain(*key)))?)
+    }
+
+    /// Reads everything; `flows` and ports may be many.
+    pub fn snapshot(&self, with_flows: bool) -> anyhow::Result<Snapshot> {
+        let mut records = BTreeMap::new();
+        for index in 0..self.records.len() {
+            let record = self.records.get(&index, 0)?.0;
+            if record.ifindex != 0 {
+                records.insert(index, record);
+            }
+        }
+        Ok(Snapshot {
+            config: self.config_map.get(&0, 0)?.0,
+            flow_stats: self.flow_stats()?,
+            endpoints: entries(&self.endpoints)?,
+            records,
+            exact_v4: entries(&self.exact_v4)?,
+            exact_v6: entries(&self.exact_v6)?,
+            cidr_v4: prefixes(&self.cidr_v4, |length, data| net_v4(length, data.0))?,
+            cidr_v6: prefixes(&self.cidr_v6, |length, data| net_v6(length, data.0))?,
+            rules: entries(&self.rules)?,
+            ports: prefixes(&self.ports, |length, data| Ok((data.0, length)))?,
+            flows: if with_flows { entries(&self.flows)? } else { BTreeMap::new() },
+            counters: self.counters()?,
+        })
+    }
+}
+
+fn put<K: Copy + 'static, V: Copy + 'static>(map: &mut Hash<K, V>, key: K, value: Option<V>) -> Result<(), MapError> {
+    match value {
+        Some(value) => map.insert(Plain(key), Plain(value), 0),
+        None => absent_is_fine(map.remove(&Plain(key))),
+    }
+}
+
+fn put_prefix<K: Copy + 'static, V: Copy + 'static>(
+    map: &mut Trie<K, V>,
+    key: Key<Plain<K>>,
+    value: Option<V>,
+) -> Result<(), MapError> {
+    match value {
+        Some(value) => map.insert(&key, Plain(value), 0),
+        None => absent_is_fine(map.remove(&key)),
+    }
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn entries<K: Copy + Ord + 'static, V: Copy + 'static>(map: &Hash<K, V>) -> anyhow::Result<BTreeMap<K, V>> {
+    let mut found = BTreeMap::new();
+    for entry in map.iter() {
+        let (key, value) = entry?;
+        found.insert(key.0, value.0);
+    }
+    Ok(found)
+}
+
+fn prefixes<K: Copy + 'static, V: Copy + 'static, N: Ord>(
+    map: &Trie<K, V>,
+    name: impl Fn(u32, Plain<K>) -> anyhow::Result<N>,
+) -> anyhow::Result<BTreeMap<N, V>> {
+    let mut found = BTreeMap::new();
+    for entry in map.iter() {
+        let (key, value) = entry?;
+        found.insert(name(key.prefix_len(), key.data())?, value.0);
+    }
+    Ok(found)
+}
+
+fn key_v4(prefix: Ipv4Net) -> Key<Plain<u32>> {
+    Key::new(u32::from(prefix.prefix_len()), Plain(u32::from(prefix.network()).to_be()))
+}
+
+fn key_v6(prefix: Ipv6Net) -> Key<Plain<Address>> {
+    Key::new(u32::from(prefix.prefix_len()), Plain(crate::tables::address_v6(prefix.network())))
+}
+
+fn net_v4(length: u32, data: u32) -> anyhow::Result<Ipv4Net> {
+    Ok(Ipv4Net::new(Ipv4Addr::from(u32::from_be(data)), u8::try_from(length)?)?)
+}
+
+fn net_v6(length: u32, data: Address) -> anyhow::Result<Ipv6Net> {
+    Ok(Ipv6Net::new(Ipv6Addr::from(bytes_of(&data)), u8::try_from(length)?)?)
+}

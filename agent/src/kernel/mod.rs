@@ -1,0 +1,231 @@
+//! The only part that touches the kernel's programs and maps: loading, pinning, attaching, writing, and reading back what an
+//! earlier agent left.
+//!
+//! Nothing here decides anything: `tables::plan` says what is written and in which order.
+
+mod adopt;
+mod attach;
+mod config_cell;
+mod flows;
+mod maps;
+mod pins;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use palisade_common::layout::{Config, EndpointRecord};
+
+pub use attach::{AttachMode, detach_clsact};
+pub use flows::FlowWatch;
+pub use maps::{Maps, Snapshot, sizes as map_sizes};
+pub use pins::{PinDir, remove_all as remove_pins};
+
+use crate::tables::plan::{Installed, Write};
+use crate::tables::{Delta, Tables};
+
+include!(concat!(env!("OUT_DIR"), "/ebpf_object.rs"));
+
+/// Names of the two programs in the object.
+pub const FROM_POD: &str = "from_pod";
+pub const TO_POD: &str = "to_pod";
+
+/// How many entries each map holds at most. Every one is a flag of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    pub endpoints: u32,
+    pub exact: u32,
+    pub prefixes: u32,
+    pub rules: u32,
+    pub ports: u32,
+    pub flows: u32,
+    pub fragments: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            endpoints: 1024,
+            exact: 262_144,
+            prefixes: 262_144,
+            rules: 1_048_576,
+            ports: 1_048_576,
+            flows: 131_072,
+            fragments: 8_192,
+        }
+    }
+}
+
+/// Settings of the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub keep_existing: bool,
+    /// Mid-stream admissions per endpoint and second.
+    pub midstream_budget: u32,
+    /// Events per CPU and second.
+    pub events_budget: u32,
+    /// The programs log oddities (aya-log, debug level).
+    pub debug_programs: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { keep_existing: false, midstream_budget: 256, events_budget: 1000, debug_programs: false }
+    }
+}
+
+/// Loaded programs, pinned maps, and what has been written to them.
+pub struct Kernel {
+    ebpf: Ebpf,
+    maps: Maps,
+    pins: PinDir,
+    installed: Installed,
+    /// Removals that failed after their change held: tried again with the next one.
+    leftover: Vec<Write>,
+    mode: AttachMode,
+}
+
+/// What came of a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub writes: usize,
+    pub epoch: u32,
+}
+
+impl Kernel {
+    /// Loads the programs over the maps pinned under `pins`, making what is missing.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a program or map, when the folder is in use by another agent, or when this build has no programs.
+    pub fn open(pins: PinDir, sizes: Sizes, settings: Settings, mode: AttachMode) -> anyhow::Result<Self> {
+        if EBPF_OBJECT.is_empty() {
+            bail!("this palisade was built without its kernel programs; build it with `cargo xtask build`");
+        }
+        let mut ebpf = load(&pins, sizes, settings)?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        let installed = adopt::installed(&mut maps)?;
+        let config = Config {
+            epoch: installed.epoch(),
+            keep_existing: u32::from(settings.keep_existing),
+            inserts_safe: u64::MAX,
+            pressure_until: 0,
+            midstream_budget: settings.midstream_budget,
+            events_budget: settings.events_budget,
+        };
+        maps.config.store_settings(&config);
+        let mode = mode.resolve()?;
+        Ok(Self { ebpf, maps, pins, installed, leftover: Vec::new(), mode })
+    }
+
+    /// What the maps hold by now.
+    pub fn tables(&self) -> &Tables {
+        self.installed.tables()
+    }
+
+    pub fn epoch(&self) -> u32 {
+        self.installed.epoch()
+    }
+
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    pub fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    pub fn mode(&self) -> AttachMode {
+        self.mode
+    }
+
+    /// Earlier endpoints, by interface.
+    pub fn endpoints(&self) -> &BTreeMap<u32, EndpointRecord> {
+        &self.installed.tables().endpoints
+    }
+
+    /// Makes one change, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When a write fails: everything is then as it was before, and the delta is to be tried again.
+    pub fn apply(&mut self, delta: &Delta) -> anyhow::Result<Applied> {
+        self.retry_leftover();
+        let plan =
+            self.installed.plan(delta).map_err(|_| anyhow::anyhow!("more endpoints than --endpoints-max allows"))?;
+        if plan.is_empty() {
+            return Ok(Applied { writes: 0, epoch: self.installed.epoch() });
+        }
+        let commit = plan.commit_len();
+        for (done, write) in plan.writes[..commit].iter().enumerate() {
+            if let Err(error) = self.maps.write(write) {
+                for undo in plan.undo(done) {
+                    if let Err(error) = self.maps.write(&undo) {
+                        tracing::error!(%error, "taking back a half-made change");
+                    }
+                }
+                return Err(error).with_context(|| format!("write {} of {}", done + 1, plan.writes.len()));
+            }
+        }
+        self.installed.commit(&plan);
+        for write in &plan.writes[commit..] {
+            if let Err(error) = self.maps.write(write) {
+                tracing::warn!(%error, "removing what nothing refers to any longer; tried again later");
+                self.leftover.push(*write);
+            }
+        }
+        Ok(Applied { writes: plan.writes.len(), epoch: self.installed.epoch() })
+    }
+
+    fn retry_leftover(&mut self) {
+        let leftover = std::mem::take(&mut self.leftover);
+        self.leftover = leftover.into_iter().filter(|write| self.maps.write(write).is_err()).collect();
+    }
+
+    /// Puts both programs on the interface, or replaces what an earlier agent put there. From then on it is closed unless
+    /// ENDPOINTS has an entry for it.
+    pub fn attach(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
+        attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, interface)
+    }
+
+    /// Takes both programs off the interface (which may be gone already).
+    pub fn detach(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
+        attach::detach(&self.pins, self.mode, ifindex, interface)
+    }
+
+    /// Interfaces that have links pinned.
+    pub fn attached(&self) -> anyhow::Result<Vec<u32>> {
+        self.pins.link_interfaces()
+    }
+
+    pub fn program_mut(&mut self, name: &str) -> anyhow::Result<&mut SchedClassifier> {
+        program_mut(&mut self.ebpf, name)
+    }
+}
+
+fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("no program {name} in the object"))?;
+    Ok(program.try_into()?)
+}
+
+fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf> {
+    let level: u8 = if settings.debug_programs { 4 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VerifierLogLevel::default()).override_global("AYA_LOG_LEVEL", &level, false);
+    for (name, size) in maps::sizes(sizes) {
+        loader.map_max_entries(name, size);
+    }
+    for name in maps::PINNED {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
+    for name in [FROM_POD, TO_POD, "empty"] {
+        program_mut(&mut ebpf, name)?.load().with_context(|| format!("loading program {name}"))?;
+    }
+    Ok(ebpf)
+}

@@ -1,0 +1,138 @@
+//! The pin folder: maps and links under one folder per layout version, so that the next agent finds them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use palisade_common::layout::LAYOUT_VERSION;
+use rustix::fd::OwnedFd;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// A folder on a bpffs, locked for this process.
+#[derive(Debug)]
+pub struct PinDir {
+    root: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl PinDir {
+    /// Makes the folder, mounts a bpffs at the nearest sensible place if there is none, and locks it.
+    ///
+    /// # Errors
+    ///
+    /// When another agent holds the lock, or the folder cannot be made.
+    pub fn open(root: &Path) -> anyhow::Result<Self> {
+        mount_if_needed(root)?;
+        let current = root.join(version_name());
+        for folder in [current.join("maps"), current.join("links")] {
+            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        let lock = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(|| format!("opening {}", root.display()))?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!("{} is in use by another palisade agent; give each its own --pin-dir", root.display());
+        }
+        Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn current(&self) -> PathBuf {
+        self.root.join(version_name())
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.current().join("maps").join(name)
+    }
+
+    pub fn link(&self, ifindex: u32, program: &str) -> PathBuf {
+        self.current().join("links").join(format!("{ifindex}-{program}"))
+    }
+
+    /// Interfaces that have a link pinned, whatever has become of them.
+    pub fn link_interfaces(&self) -> anyhow::Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.current().join("links"))? {
+            let name = entry?.file_name();
+            let index: Option<u32> =
+                name.to_str().and_then(|name| name.split('-').next()).and_then(|index| index.parse().ok());
+            found.extend(index);
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+}
+
+/// Folder of the maps of this layout below a pin folder.
+pub fn maps_folder(root: &Path) -> PathBuf {
+    root.join(version_name()).join("maps")
+}
+
+fn version_name() -> String {
+    format!("v{LAYOUT_VERSION}")
+}
+
+/// Takes everything below the pin folder away, of any version, and the folder itself. Links go first: with the last
+/// reference a program leaves its interface.
+pub fn remove_all(root: &Path) -> anyhow::Result<bool> {
+    if !root.exists() {
+        return Ok(false);
+    }
+    for entry in fs::read_dir(root).with_context(|| format!("reading {}", root.display()))? {
+        let version = entry?.path();
+        if !version.is_dir() {
+            continue;
+        }
+        for folder in ["links", "maps"] {
+            let folder = version.join(folder);
+            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            for entry in entries {
+                let path = entry?.path();
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+            fs::remove_dir(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        }
+        fs::remove_dir(&version).with_context(|| format!("removing {}", version.display()))?;
+    }
+    match fs::remove_dir(root) {
+        // A mount point stays.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
+        result => result.map(|()| true).with_context(|| format!("removing {}", root.display())),
+    }
+}
+
+/// Whether the path (or the nearest folder above it that exists) is on a bpffs.
+fn is_bpffs(path: &Path) -> anyhow::Result<bool> {
+    let existing = path.ancestors().find(|path| path.exists()).context("not even / exists")?;
+    let stat = rustix::fs::statfs(existing).with_context(|| format!("looking at {}", existing.display()))?;
+    Ok(stat.f_type as i64 == BPF_FS_MAGIC)
+}
+
+fn mount_if_needed(root: &Path) -> anyhow::Result<()> {
+    const USUAL: &str = "/sys/fs/bpf";
+    if is_bpffs(root)? {
+        return Ok(());
+    }
+    let at = if root.starts_with(USUAL) { Path::new(USUAL) } else { root };
+    fs::create_dir_all(at).with_context(|| format!("making {}", at.display()))?;
+    rustix::mount::mount("bpf", at, "bpf", rustix::mount::MountFlags::empty(), None).with_context(|| {
+        format!("{} is not on a bpffs and none could be mounted at {}", root.display(), at.display())
+    })?;
+    let private = fs::read_link("/proc/self/ns/mnt").ok() != fs::read_link("/proc/1/ns/mnt").ok();
+    if private {
+        tracing::warn!(
+            at = %at.display(),
+            "mounted a bpffs in a mount namespace of its own: pins, and with them enforcement, end with it; \
+             mount one outside and pass --pin-dir"
+        );
+    } else {
+        tracing::info!(at = %at.display(), "mounted a bpffs");
+    }
+    Ok(())
+}

@@ -1,0 +1,367 @@
+//! Joins interfaces, what is at their other ends, and CNI results into the veths of pods.
+//!
+//! Pure: [`Inventory::apply`] takes what was learned, [`Inventory::changes`] says what follows from all of it. The result does
+//! not depend on the order in which things were learned, with two exceptions on purpose: a veth that was once found to be a
+//! pod's stays one while it exists (a pod that takes its address off must not become nobody's), and `older`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+
+use super::cni::{BRIDGE_DEFAULT, CniResult, HostInterface, Reading, SandboxInterface};
+use crate::facts::{Veth, VethChange};
+
+/// An interface of the node's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: Arc<str>,
+    pub kind: LinkKind,
+    pub mac: Option<[u8; 6]>,
+    /// Index of the bridge it is a port of.
+    pub master: Option<u32>,
+    /// Index of the other end, in the namespace of the other end.
+    pub peer: Option<u32>,
+    /// Namespace of the other end; `None`: the node's own.
+    pub netns_id: Option<i32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Veth,
+    Bridge,
+    Other,
+}
+
+/// The other end of a veth.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSide {
+    pub mac: Option<[u8; 6]>,
+    /// Addresses with their prefix lengths (bits).
+    pub addresses: Vec<(IpAddr, u8)>,
+}
+
+/// Something that was learned.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Link(Link),
+    LinkGone(u32),
+    /// All there are. The first one says which are older.
+    Links(Vec<Link>),
+    /// The answer to a [`Inventory::question`]: the veth as it is, as a move of its other end need not be an event; and its
+    /// other end, or `None` where that could not be had (it is moving or going).
+    Answer {
+        link: Link,
+        side: Option<PodSide>,
+    },
+    /// Something changed at an interface of another namespace.
+    PodSideChanged {
+        netns_id: i32,
+        index: u32,
+    },
+    /// Changes in other namespaces may have been missed.
+    PodSidesMissed,
+    Result {
+        file: Arc<str>,
+        written: SystemTime,
+        reading: Reading,
+    },
+    ResultGone(Arc<str>),
+    /// The files there are; all others are gone.
+    ResultFiles(BTreeSet<Arc<str>>),
+    PodCidrs(Vec<IpNet>),
+}
+
+#[derive(Debug)]
+pub struct Inventory {
+    /// The only bridge to look at, where the administrator says so.
+    bridge: Option<Arc<str>>,
+    pod_cidrs: Vec<IpNet>,
+    interfaces: BTreeMap<u32, Interface>,
+    /// By file name, with the time of writing: of two that fit, the later holds.
+    results: BTreeMap<Arc<str>, (SystemTime, CniResult)>,
+    /// Files by the host interfaces they name.
+    named: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Veths to ask about.
+    questions: BTreeSet<u32>,
+    started: bool,
+    reported: BTreeMap<u32, Veth>,
+    /// Reported veths that are gone; their index may be another's already.
+    gone: BTreeSet<u32>,
+}
+
+#[derive(Debug)]
+struct Interface {
+    link: Link,
+    /// `None`: not asked yet.
+    side: Option<PodSide>,
+    older: bool,
+    /// It was found to be a pod's.
+    claimed: bool,
+}
+
+impl Inventory {
+    pub fn new(bridge: Option<Arc<str>>) -> Self {
+        Self {
+            bridge,
+            pod_cidrs: Vec::new(),
+            interfaces: BTreeMap::new(),
+            results: BTreeMap::new(),
+            named: BTreeMap::new(),
+            questions: BTreeSet::new(),
+            started: false,
+            reported: BTreeMap::new(),
+            gone: BTreeSet::new(),
+        }
+    }
+
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Link(link) => self.link(link, false),
+            Event::LinkGone(index) => self.link_gone(index),
+            Event::Links(links) => self.links(links),
+            Event::Answer { link, side } => self.answer(link, side),
+            Event::PodSideChanged { netns_id, index } => {
+                self.ask(|link| link.netns_id == Some(netns_id) && link.peer.is_none_or(|peer| peer == index));
+            }
+            Event::PodSidesMissed => self.ask(|_| true),
+            Event::Result { file, written, reading } => self.result(file, written, reading),
+            Event::ResultGone(file) => self.result_gone(&file),
+            Event::ResultFiles(files) => {
+                let gone: Vec<_> = self.results.keys().filter(|file| !files.contains(*file)).cloned().collect();
+                gone.iter().for_each(|file| self.result_gone(file));
+            }
+            Event::PodCidrs(cidrs) => self.pod_cidrs = cidrs,
+        }
+    }
+
+    /// The veth to ask about next, if any. It is asked again only when something happens.
+    pub fn question(&mut self) -> Option<u32> {
+        self.questions.pop_first()
+    }
+
+    pub fn has_question(&self) -> bool {
+        !self.questions.is_empty()
+    }
+
+    /// What is different from what was said before.
+    pub fn changes(&mut self) -> Vec<VethChange> {
+        let mut changes: Vec<_> =
+            std::mem::take(&mut self.gone).into_iter().map(|ifindex| VethChange { ifindex, veth: None }).collect();
+        let bridges = self.bridge_indices();
+        let claims: Vec<u32> = self
+            .interfaces
+            .iter()
+            .filter(|(_, interface)| !interface.claimed && self.is_pods(interface, &bridges))
+            .map(|(&index, _)| index)
+            .collect();
+        for index in claims {
+            self.interfaces.get_mut(&index).expect("the index was just read from it").claimed = true;
+        }
+        for (&ifindex, interface) in self.interfaces.iter().filter(|(_, interface)| interface.claimed) {
+            let veth = self.veth(interface);
+            if self.reported.get(&ifindex) != Some(&veth) {
+                self.reported.insert(ifindex, veth.clone());
+                changes.push(VethChange { ifindex, veth: Some(veth) });
+            }
+        }
+        changes
+    }
+}
+
+// === impl Inventory: learning ===
+
+impl Inventory {
+    fn link(&mut self, link: Link, older: bool) {
+        if link.kind == LinkKind::Veth {
+            self.questions.insert(link.index);
+        }
+        self.set_link(link, older);
+    }
+
+    fn set_link(&mut self, link: Link, older: bool) {
+        let index = link.index;
+        match self.interfaces.get_mut(&index) {
+            Some(interface) => {
+                if (interface.link.peer, interface.link.netns_id) != (link.peer, link.netns_id) {
+                    interface.side = None;
+                }
+                interface.link = link;
+            }
+            None => {
+                self.interfaces.insert(index, Interface { link, side: None, older, claimed: false });
+            }
+        }
+    }
+
+    fn link_gone(&mut self, index: u32) {
+        self.interfaces.remove(&index);
+        self.questions.remove(&index);
+        if self.reported.remove(&index).is_some() {
+            self.gone.insert(index);
+        }
+        // The other end of a pair that was made in this namespace has moved; of that the end that stays is told nothing.
+        self.ask(|link| link.netns_id.is_none() && link.peer == Some(index));
+    }
+
+    fn links(&mut self, links: Vec<Link>) {
+        let present: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
+        let gone: Vec<u32> = self.interfaces.keys().copied().filter(|index| !present.contains(index)).collect();
+        gone.into_iter().for_each(|index| self.link_gone(index));
+        let older = !self.started;
+        links.into_iter().for_each(|link| self.link(link, older));
+        self.started = true;
+    }
+
+    fn answer(&mut self, link: Link, side: Option<PodSide>) {
+        let index = link.index;
+        // If it has gone since, there is an event of that, and after it comes nothing of this interface.
+        if !self.interfaces.contains_key(&index) {
+            return;
+        }
+        self.set_link(link, false);
+        if let (Some(interface), Some(mut side)) = (self.interfaces.get_mut(&index), side) {
+            side.addresses.sort_unstable();
+            side.addresses.dedup();
+            interface.side = Some(side);
+        }
+    }
+
+    fn result(&mut self, file: Arc<str>, written: SystemTime, reading: Reading) {
+        match reading {
+            Reading::Result(result) => {
+                self.result_gone(&file);
+                for HostInterface { name, .. } in &result.hosts {
+                    self.named.entry(name.clone()).or_default().insert(file.clone());
+                }
+                self.ask(|link| result.hosts.iter().any(|host| host.name == link.name));
+                self.results.insert(file, (written, result));
+            }
+            Reading::Foreign => self.result_gone(&file),
+            // Nothing new is known, so what was known before holds.
+            Reading::NotYet(_) => {}
+        }
+    }
+
+    fn result_gone(&mut self, file: &Arc<str>) {
+        let Some((_, result)) = self.results.remove(file) else { return };
+        for HostInterface { name, .. } in &result.hosts {
+            if let Some(files) = self.named.get_mut(name) {
+                files.remove(file);
+                if files.is_empty() {
+                    self.named.remove(name);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, about: impl Fn(&Link) -> bool) {
+        let links = self.interfaces.values().map(|interface| &interface.link);
+        let found = links.filter(|link| link.kind == LinkKind::Veth && about(link)).map(|link| link.index);
+        self.questions.extend(found);
+    }
+}
+
+// === impl Inventory: what follows ===
+
+impl Inventory {
+    /// Indices of the bridges whose ports are pods'.
+    fn bridge_indices(&self) -> BTreeSet<u32> {
+        let is_bridge = |link: &Link| match &self.bridge {
+            Some(name) => link.name == *name,
+            None => {
+                let names = |result: &CniResult| {
+                    result.bridge.as_ref() == Some(&link.name) || result.hosts.iter().any(|host| host.name == link.name)
+                };
+                &*link.name == BRIDGE_DEFAULT
+                    || self.results.values().any(|(_, result)| result.pod.is_some() && names(result))
+            }
+        };
+        let links = self.interfaces.values().map(|interface| &interface.link);
+        links.filter(|link| link.kind == LinkKind::Bridge && is_bridge(link)).map(|link| link.index).collect()
+    }
+
+    fn is_pods(&self, interface: &Interface, bridges: &BTreeSet<u32>) -> bool {
+        let Interface { link, side, older: _, claimed: _ } = interface;
+        let has_pod_address = || {
+            side.iter()
+                .flat_map(|side| &side.addresses)
+                .any(|(address, _)| self.pod_cidrs.iter().any(|cidr| cidr.contains(address)))
+        };
+        link.kind == LinkKind::Veth
+            && (link.master.is_some_and(|master| bridges.contains(&master))
+                || self.result_of(interface).is_some()
+                || has_pod_address())
+    }
+
+    fn veth(&self, interface: &Interface) -> Veth {
+        let Interface { link, side, older, claimed: _ } = interface;
+        let result = self.result_of(interface);
+        let sandbox = result.and_then(|(_, sandbox)| sandbox);
+        let seen = side.as_ref().map(|side| side.addresses.as_slice()).unwrap_or_default();
+        // What the CNI gave counts, not what a privileged pod has given itself since; only link-local addresses are in no result.
+        let mut addresses: Vec<_> = match sandbox {
+            Some(SandboxInterface { addresses: given, .. }) if !given.is_empty() => {
+                let local = seen.iter().filter(|(address, _)| is_link_local(*address));
+                given.iter().chain(local).copied().collect()
+            }
+            Some(_) | None => seen.to_vec(),
+        };
+        addresses.sort_unstable();
+        addresses.dedup();
+        Veth {
+            ifindex: link.index,
+            name: link.name.clone(),
+            pod_mac: sandbox.and_then(|sandbox| sandbox.mac).or_else(|| side.as_ref().and_then(|side| side.mac)),
+            netns_id: link.netns_id,
+            addresses,
+            pod: result.and_then(|(result, _)| result.pod.clone()),
+            older: *older,
+        }
+    }
+
+    /// The latest result that is of this veth, and which of its interfaces is the other end.
+    fn result_of(&self, interface: &Interface) -> Option<(&CniResult, Option<&SandboxInterface>)> {
+        // Names are reused, so nothing is believed before the other end was looked at.
+        let side = interface.side.as_ref()?;
+        let files = self.named.get(&interface.link.name)?;
+        files
+            .iter()
+            .filter_map(|file| {
+                let (written, result) = self.results.get(file)?;
+                Some((written, file, result, sandbox_of(result, &interface.link, side)?))
+            })
+            .max_by_key(|&(written, file, ..)| (written, file))
+            .map(|(_, _, result, sandbox)| (result, sandbox))
+    }
+}
+
+/// Which interface of the result is the other end of this veth; `None`: the result is another's, who had the name before.
+fn sandbox_of<'a>(result: &'a CniResult, link: &Link, side: &PodSide) -> Option<Option<&'a SandboxInterface>> {
+    let only = match result.sandboxes.as_slice() {
+        [only] => Some(only),
+        [] | [_, _, ..] => None,
+    };
+    let tells = result.sandboxes.iter().any(|sandbox| sandbox.mac.is_some());
+    match side.mac {
+        Some(mac) if tells => result.sandboxes.iter().find(|sandbox| sandbox.mac == Some(mac)).map(Some),
+        Some(_) | None => {
+            let host = result.hosts.iter().find(|host| host.name == link.name)?;
+            let differs = host.mac.is_some() && link.mac.is_some() && host.mac != link.mac;
+            (!differs).then_some(only)
+        }
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! Refused packets: from the ring buffer to one line per flow.
+//!
+//! A refused client tries again and again; the first packet of a (pod, direction, peer, protocol, port, reason) is told at once, what follows
+//! within [`QUIET`] only as a count with the next line.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use aya::maps::{MapData, RingBuf};
+use palisade_common::layout::Event;
+use palisade_common::parse::V4;
+use palisade_common::{Hook, Reason};
+use tokio::io::unix::AsyncFd;
+
+use crate::tables::sim::bytes_of;
+
+/// How long the same refusal is not told again.
+const QUIET: Duration = Duration::from_secs(10);
+/// How many different refusals are held apart at a time.
+const KEYS_MAX: usize = 4096;
+
+/// A refused packet, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Refused {
+    pub ifindex: u32,
+    pub hook: Hook,
+    pub reason: Reason,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub protocol: u8,
+}
+
+impl Refused {
+    /// `None`: not an event of this layout.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != size_of::<Event>() {
+            return None;
+        }
+        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let half = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().expect("two bytes"));
+        let address = |at: usize, family: u8| {
+            let octets: [u8; 16] = bytes[at..at + 16].try_into().expect("sixteen bytes");
+            if family == V4 {
+                IpAddr::V4(Ipv4Addr::new(octets[12], octets[13], octets[14], octets[15]))
+            } else {
+                IpAddr::V6(Ipv6Addr::from(octets))
+            }
+        };
+        let (protocol, family, hook, reason) = (bytes[52], bytes[53], bytes[54], bytes[55]);
+        Some(Self {
+            ifindex: word(8),
+            hook: Hook::from_number(hook)?,
+            reason: Reason::from_number(reason)?,
+            source: address(16, family),
+            destination: address(32, family),
+            source_port: half(48),
+            destination_port: half(50),
+            protocol,
+        })
+    }
+
+    /// The end that is not the pod.
+    pub fn peer(&self) -> IpAddr {
+        match self.hook {
+            Hook::FromPod => self.destination,
+            Hook::ToPod => self.source,
+        }
+    }
+
+    /// The same for every try of one client: without its port.
+    fn key(self) -> Self {
+        Self { source_port: 0, ..self }
+    }
+}
+
+/// Name of an IP protocol as people write it.
+pub fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        1 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        58 => "icmpv6".to_owned(),
+        132 => "sctp".to_owned(),
+        other => format!("ip-{other}"),
+    }
+}
+
+/// The text of an address as it lies in a table.
+pub fn address_text(family: u8, address: &palisade_common::layout::Address) -> String {
+    if family == V4 {
+        Ipv4Addr::from(u32::from_be(address.v4_word())).to_string()
+    } else {
+        Ipv6Addr::from(bytes_of(address)).to_string()
+    }
+}
+
+/// Tells which refusals are worth a line.
+#[derive(Debug, Default)]
+pub struct Digest {
+    seen: HashMap<Refused, (Instant, u64)>,
+}
+
+impl Digest {
+    /// `Some(n)`: tell it, and that `n` of the same were not told before. `None`: not now.
+    pub fn tell(&mut self, refused: Refused, now: Instant) -> Option<u64> {
+        if self.seen.len() >= KEYS_MAX {
+            self.seen.retain(|_, (told, _)| now.duration_since(*told) < QUIET);
+            if self.seen.len() >= KEYS_MAX {
+                return None;
+            }
+        }
+        match self.seen.entry(refused.key()) {
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert((now, 0));
+                Some(0)
+            }
+            std::collections::hash_map::Entry::Occupied(mut entry) => {
+                let (told, untold) = entry.get_mut();
+                if now.duration_since(*told) < QUIET {
+                    *untold += 1;
+                    return None;
+                }
+                *told = now;
+                Some(std::mem::take(untold))
+            }
+        }
+    }
+}
+
+/// The ring buffer as a stream.
+pub struct Events {
+    ring: AsyncFd<RingBuf<MapData>>,
+}
+
+impl Events {
+    pub fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
+        // SAFETY: a RingBuf owns one descriptor, the map's, from its making to its end, and always returns it.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, tokio::io::Interest::READABLE) };
+        Ok(Self { ring: ring.map_err(std::io::Error::from)? })
+    }
+
+    /// Waits for events and takes at most `most` of them.
+    pub async fn next(&mut self, most: usize) -> std::io::Result<Vec<Refused>> {
+        let mut guard = self.ring.readable_mut().await?;
+        let ring = guard.get_inner_mut();
+        let mut taken = Vec::new();
+        let mut emptied = false;
+        while taken.len() < most {
+            let Some(item) = ring.next() else {
+                emptied = true;
+                break;
+            };
+            taken.extend(Refused::decode(&item));
+        }
+        if emptied {
+            guard.clear_ready();
+        }
+        Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(port: u16) -> Refused {
+        Refused {
+            ifindex: 3,
+            hook: Hook::ToPod,
+            reason: Reason::NoRule,
+            source: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)),
+            destination: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)),
+            source_port: port,
+            destination_port: 80,
+            protocol: 6,
+        }
+    }
+
+    #[test]
+    fn the_same_refusal_is_told_once_and_then_counted() {
+        let mut digest = Digest::default();
+        let start = Instant::now();
+        assert_eq!(digest.tell(refused(1), start), Some(0));
+        assert_eq!(digest.tell(refused(2), start), None);
+        assert_eq!(digest.tell(refused(3), start + QUIET / 2), None);
+        assert_eq!(digest.tell(refused(4), start + QUIET), Some(2));
+        let other = Refused { destination_port: 81, ..refused(5) };
+        assert_eq!(digest.tell(other, start), Some(0));
+    }
+
+    #[test]
+    fn too_many_different_refusals_stay_bounded() {
+        let mut digest = Digest::default();
+        let start = Instant::now();
+        let told = (0..2 * KEYS_MAX as u32)
+            .filter(|ifindex| digest.tell(Refused { ifindex: *ifindex, ..refused(1) }, start).is_some())
+            .count();
+        assert_eq!(told, KEYS_MAX);
+        assert_eq!(digest.tell(Refused { ifindex: u32::MAX, ..refused(1) }, start + QUIET), Some(0));
+    }
+}

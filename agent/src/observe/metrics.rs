@@ -1,0 +1,266 @@
+//! What Prometheus is told. Every HELP text says what to do about the number.
+//!
+//! What the kernel programs count is read when somebody asks ([`Snapshot`]); what the agent does is counted here as it happens.
+//! [`super::http`] serves it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use palisade_common::Reason;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::facts::Kind;
+
+/// The Content-Type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One label with its value.
+type Label = [(&'static str, &'static str); 1];
+
+/// What the kernel's maps say at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// By reason; one that is missing counts as 0.
+    pub packets: BTreeMap<Reason, u64>,
+    /// Refused packets that found no room in EVENTS.
+    pub events_lost: u64,
+    /// Connections that were taken up in their middle.
+    pub midstream: u64,
+    /// By the map's name.
+    pub maps: BTreeMap<&'static str, MapUse>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapUse {
+    pub entries: u64,
+    pub entries_max: u64,
+}
+
+/// How a pod of this node stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EndpointState {
+    /// No policy selects it.
+    Open,
+    /// A policy isolates it for one direction at least.
+    Isolated,
+    /// Not known yet, or cannot be enforced: nothing passes but from and to its node.
+    Closed,
+}
+
+impl EndpointState {
+    pub const ALL: [Self; 3] = [Self::Open, Self::Isolated, Self::Closed];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Isolated => "isolated",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+pub struct Metrics {
+    registry: Registry,
+    faults: Family<Label, Gauge>,
+    endpoints: Family<Label, Gauge>,
+    updates: Family<Label, Counter>,
+    epoch: Gauge,
+    apply: Histogram,
+    apply_failures: Counter,
+}
+
+impl Metrics {
+    /// `snapshot` is asked at each scrape. If it fails, what it would tell is left out and the failure counted.
+    pub fn new(snapshot: impl Fn() -> anyhow::Result<Snapshot> + Send + Sync + 'static) -> Self {
+        let metrics = Self {
+            registry: Registry::with_prefix("palisade"),
+            faults: Family::default(),
+            endpoints: Family::default(),
+            updates: Family::default(),
+            epoch: Gauge::default(),
+            // 0.25 ms to 8 s: from a pod's birth to a full rebuild of a large node.
+            apply: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
+            apply_failures: Counter::default(),
+        };
+        // They are there from the start, so that a rate can be taken over the first change too.
+        metrics.set_faults(&BTreeMap::new());
+        metrics.set_endpoints(&BTreeMap::new());
+        for kind in Kind::ALL {
+            drop(metrics.updates.get_or_create(&[("kind", kind.name())]));
+        }
+        metrics.registered(snapshot)
+    }
+
+    fn registered(mut self, snapshot: impl Fn() -> anyhow::Result<Snapshot> + Send + Sync + 'static) -> Self {
+        let registry = &mut self.registry;
+        registry.register(
+            "faults",
+            "Things in objects of this kind that cannot be enforced as written and are closed instead. \
+             Not 0: `palisade endpoints` and the log name object and field; correct the object",
+            self.faults.clone(),
+        );
+        registry.register(
+            "endpoints",
+            "Pods of this node by how they stand: open (no policy selects them), isolated, closed (not known yet or cannot be \
+             enforced). Closed for more than seconds: `palisade endpoints` says why",
+            self.endpoints.clone(),
+        );
+        registry.register(
+            "updates",
+            "Changes of objects of this kind that were taken in. Steadily high: find out who rewrites these objects",
+            self.updates.clone(),
+        );
+        registry.register(
+            "epoch",
+            "Number of the state that the kernel's tables hold, one more with each change. It does not move while objects \
+             change: look at palisade_apply_failures_total",
+            self.epoch.clone(),
+        );
+        registry.register_with_unit(
+            "apply",
+            "Time from taking a batch of changes to its enforcement. Above a second: the node is short of CPU, or rules are \
+             very many; policies come late",
+            Unit::Seconds,
+            self.apply.clone(),
+        );
+        registry.register(
+            "apply_failures",
+            "Changes that could not be written to the kernel's tables and are tried again. Rising: what was enforced before \
+             still is, new policies are not; the log says which map, compare palisade_map_entries with its maximum",
+            self.apply_failures.clone(),
+        );
+        let failures = Counter::default();
+        registry.register(
+            "snapshot_failures",
+            "Scrapes at which the kernel's maps could not be read, so that packets, events and maps are missing. Rising: see the \
+             log; the agent may have lost CAP_BPF, or its pins were removed",
+            failures.clone(),
+        );
+        registry.register_collector(Box::new(KernelMaps { snapshot: Box::new(snapshot), failures }));
+        self
+    }
+
+    /// How many faults there are now, by kind of object.
+    pub fn set_faults(&self, counts: &BTreeMap<Kind, usize>) {
+        for kind in Kind::ALL {
+            set(&self.faults, [("kind", kind.name())], counts.get(&kind));
+        }
+    }
+
+    pub fn set_endpoints(&self, counts: &BTreeMap<EndpointState, usize>) {
+        for state in EndpointState::ALL {
+            set(&self.endpoints, [("state", state.name())], counts.get(&state));
+        }
+    }
+
+    pub fn updated(&self, kind: Kind) {
+        self.updates.get_or_create(&[("kind", kind.name())]).inc();
+    }
+
+    pub fn applied(&self, epoch: u32, time: Duration) {
+        self.epoch.set(epoch.into());
+        self.apply.observe(time.as_secs_f64());
+    }
+
+    pub fn apply_failed(&self) {
+        self.apply_failures.inc();
+    }
+
+    /// Everything in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry).expect("a String takes everything");
+        page
+    }
+}
+
+fn set(family: &Family<Label, Gauge>, label: Label, count: Option<&usize>) {
+    let count = count.map_or(0, |&count| i64::try_from(count).unwrap_or(i64::MAX));
+    family.get_or_create(&label).set(count);
+}
+
+struct KernelMaps {
+    snapshot: Box<dyn Fn() -> anyhow::Result<Snapshot> + Send + Sync>,
+    failures: Counter,
+}
+
+impl fmt::Debug for KernelMaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelMaps").finish_non_exhaustive()
+    }
+}
+
+impl Collector for KernelMaps {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let Snapshot { packets, events_lost, midstream, maps } = match (self.snapshot)() {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                self.failures.inc();
+                tracing::warn!(error = format!("{error:#}"), "the kernel's maps cannot be read for a scrape");
+                return Ok(());
+            }
+        };
+        let mut family = encoder.encode_descriptor(
+            "packets",
+            "Packets of this node's pods by reason; which reasons pass and which refuse is in the manual. Spoofed addresses \
+             rising: a pod forges its source; malformed or unsettled: report it; no-rule: `palisade endpoints` names the policies",
+            None,
+            MetricType::Counter,
+        )?;
+        for reason in Reason::ALL {
+            let label: Label = [("reason", reason.name())];
+            let count = packets.get(reason).copied().unwrap_or(0);
+            ConstCounter::new(count).encode(family.encode_family(&label)?)?;
+        }
+        counter(
+            &mut encoder,
+            "events_lost",
+            "Refused packets that are counted but not told of one by one, as the ring was full. Rising: a flood is being \
+             refused, or the agent is short of CPU; the verdicts are not affected",
+            events_lost,
+        )?;
+        counter(
+            &mut encoder,
+            "midstream",
+            "Connections that were taken up in their middle, because they are older than the agent or had left the flow table. \
+             Rising long after the start: the flow table is too small, raise its size",
+            midstream,
+        )?;
+        let entries = maps.iter().map(|(&map, usage)| (map, usage.entries));
+        gauges(
+            &mut encoder,
+            "map_entries",
+            "Entries in the kernel map. Near palisade_map_entries_max: raise that map's size; at the maximum what does not fit is \
+             closed (the flow table forgets its oldest instead)",
+            entries,
+        )?;
+        let entries_max = maps.iter().map(|(&map, usage)| (map, usage.entries_max));
+        gauges(&mut encoder, "map_entries_max", "Entries that the kernel map can hold; a flag sets it", entries_max)
+    }
+}
+
+fn counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, count: u64) -> fmt::Result {
+    ConstCounter::new(count).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+fn gauges(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (&'static str, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (map, value) in values {
+        let label: Label = [("map", map)];
+        ConstGauge::new(value).encode(family.encode_family(&label)?)?;
+    }
+    Ok(())
+}

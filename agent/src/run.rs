@@ -1,0 +1,156 @@
+//! The agent's life: the only file that spawns tasks and connects stages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use aya::maps::RingBuf;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::agent::{Agent, Signals};
+use crate::api;
+use crate::config::{AgentConfig, Source};
+use crate::facts::{Update, VethChange};
+use crate::kernel::{Kernel, PinDir, map_sizes};
+use crate::node::{self, NodeConfig};
+use crate::observe::events::Events;
+use crate::observe::http::{self, Readiness};
+use crate::observe::metrics::Metrics;
+use crate::observe::{self, Fill, state_dir};
+
+/// Batches that wait for the loop; a source that is faster waits.
+const QUEUE: usize = 64;
+/// How many events are looked at between two looks at everything else.
+const EVENTS_AT_ONCE: usize = 256;
+/// How long after a change the catalog is written, so that a burst writes it once.
+const CATALOG_DELAY: Duration = Duration::from_millis(100);
+/// How often the flow table's fill is looked at.
+const FLOWS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Runs until asked to stop. Enforcement stays.
+///
+/// # Errors
+///
+/// When the agent cannot start, or a source has ended for good.
+pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let pins = PinDir::open(&config.pin_dir)?;
+    std::fs::create_dir_all(state_dir(&config.pin_dir)).context("making the state folder")?;
+    let mut kernel = Kernel::open(pins, config.sizes, config.settings, config.attach)?;
+    let mut events = Events::new(RingBuf::try_from(
+        kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?,
+    )?)?;
+    let mut tasks = JoinSet::new();
+    if config.settings.debug_programs {
+        program_log(&mut kernel, &mut tasks)?;
+    }
+    let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
+    let (veth_sender, mut veths) = mpsc::channel::<Vec<VethChange>>(QUEUE);
+    let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
+    let not_yet = Readiness::NotYet("no complete list of objects yet".to_owned());
+    let (ready_sender, ready) = watch::channel(not_yet);
+    let fill = Fill::default();
+    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), map_sizes(config.sizes))?));
+    source(&config.source, update_sender, &mut tasks);
+    let node_config =
+        NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs };
+    tasks.spawn(async move { node::watch(node_config, veth_sender).await.context("watching the node's interfaces") });
+    if let Some(address) = config.metrics_addr {
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("listening on --metrics-addr {address}"))?;
+        let server = http::serve(listener, metrics.clone(), ready);
+        tasks.spawn(async move { match server.await {} });
+    }
+    tracing::info!(
+        version = crate::VERSION,
+        node = %config.node_name,
+        pins = %config.pin_dir.display(),
+        attach = kernel.mode().name(),
+        epoch = kernel.epoch(),
+        endpoints = kernel.endpoints().len(),
+        "started; what an earlier agent left stays in force until the first complete list"
+    );
+    let mut agent = Agent::new(&config, kernel, Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender });
+    let mut catalog_at: Option<Instant> = None;
+    let mut flows_at = Instant::now() + FLOWS_INTERVAL;
+    loop {
+        let retry_at = agent.retry_at();
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(batch) = veths.recv() => {
+                agent.take_veths(batch);
+                while let Ok(batch) = veths.try_recv() {
+                    agent.take_veths(batch);
+                }
+                agent.settle();
+            }
+            Some(batch) = updates.recv() => {
+                agent.take_updates(batch);
+                while let Ok(batch) = updates.try_recv() {
+                    agent.take_updates(batch);
+                }
+                agent.settle();
+            }
+            Some(ended) = tasks.join_next() => ended.context("a task of the agent panicked")??,
+            refused = events.next(EVENTS_AT_ONCE) => agent.tell_refused(&refused.context("reading EVENTS")?),
+            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.settle(),
+            () = sleep_until(catalog_at.unwrap_or_else(Instant::now)), if catalog_at.is_some() => {
+                catalog_at = None;
+                agent.write_catalog();
+            }
+            () = sleep_until(flows_at) => {
+                flows_at = Instant::now() + FLOWS_INTERVAL;
+                agent.look_at_flows();
+            }
+        }
+        if agent.has_new_catalog() && catalog_at.is_none() {
+            catalog_at = Some(Instant::now() + CATALOG_DELAY);
+        }
+    }
+    agent.write_catalog();
+    tracing::info!("asked to stop; enforcement stays in place (`palisade uninstall` ends it)");
+    Ok(())
+}
+
+fn source(source: &Source, updates: mpsc::Sender<Vec<Update>>, tasks: &mut JoinSet<anyhow::Result<()>>) {
+    match source.clone() {
+        Source::Folder(folder) => {
+            tasks.spawn(async move {
+                let context = format!("watching {}", folder.display());
+                api::folder::watch(folder, updates).await.context(context)
+            });
+        }
+        Source::Cluster(kubeconfig) => {
+            tasks.spawn(async move {
+                let client = api::cluster::client(kubeconfig.as_deref()).await.context("finding the API server")?;
+                api::cluster::watch(client, updates).await.context("watching the API server")
+            });
+        }
+    }
+}
+
+/// What aya-log is for: oddities that the programs report at debug level.
+fn program_log(kernel: &mut Kernel, tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    // Records go to the `log` crate, and from there to tracing.
+    let logger = aya_log::EbpfLogger::init(kernel.ebpf_mut()).context("the programs' log")?;
+    // SAFETY: the logger owns one descriptor, its ring buffer's, from its making to its end, and always returns it.
+    let logger = unsafe { AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE) };
+    let mut logger = logger.map_err(std::io::Error::from)?;
+    tasks.spawn(async move {
+        loop {
+            let mut guard = logger.readable_mut().await.context("reading the programs' log")?;
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(())
+}
+

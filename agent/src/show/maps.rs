@@ -1,0 +1,291 @@
+//! `palisade maps`: every table, decoded.
+
+use palisade_common::layout::{
+    CLASS_ASK_CIDR, EndpointRecord, FlowKey, FlowValue, PORTS_ALL, PORTS_NONE, Versioned, endpoint_flag, flow_flag,
+};
+use palisade_common::parse::{V4, V6};
+use serde_json::{Value, json};
+
+use super::table::Columns;
+use crate::compile::Catalog;
+use crate::config::{Output, ShowFlags};
+use crate::kernel::{Maps, Snapshot};
+use crate::observe;
+use crate::observe::events::{address_text, protocol_name};
+use palisade_common::layout::{Address, PortKey};
+
+/// One printed table: its name, its columns, its rows.
+struct Shown {
+    name: &'static str,
+    columns: &'static [&'static str],
+    rows: Vec<Vec<Value>>,
+}
+
+/// # Errors
+///
+/// When nothing is pinned there.
+pub fn maps(flags: &ShowFlags) -> anyhow::Result<()> {
+    let snapshot = Maps::open_pinned(&flags.pin_dir)?.snapshot(true)?;
+    let catalog = observe::read_catalog(&flags.pin_dir).unwrap_or_default();
+    let tables = [
+        config(&snapshot),
+        endpoints(&snapshot, &catalog),
+        exact(&snapshot, &catalog),
+        cidrs(&snapshot, &catalog),
+        rules(&snapshot, &catalog),
+        ports(&snapshot, &catalog),
+        flows(&snapshot),
+        counters(&snapshot),
+    ];
+    match flags.output {
+        Output::Json => {
+            let all: serde_json::Map<String, Value> =
+                tables.iter().map(|table| (table.name.to_owned(), objects(table))).collect();
+            println!("{}", serde_json::to_string_pretty(&all)?);
+        }
+        Output::Table => {
+            for table in &tables {
+                let mut columns = Columns::new(table.columns);
+                for row in &table.rows {
+                    columns.row(row.iter().map(text).collect());
+                }
+                println!("{} ({})", table.name, columns.len());
+                columns.print();
+                println!();
+            }
+        }
+    }
+    Ok(())
+}
+
+fn objects(table: &Shown) -> Value {
+    let keys = table.columns.iter().map(|name| name.to_lowercase().replace(' ', "_"));
+    let object = |row: &Vec<Value>| -> Value {
+        Value::Object(keys.clone().zip(row.iter().cloned()).collect::<serde_json::Map<String, Value>>())
+    };
+    table.rows.iter().map(object).collect()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+    }
+}
+
+fn config(snapshot: &Snapshot) -> Shown {
+    let config = &snapshot.config;
+    let rows = vec![
+        vec![json!("epoch"), json!(config.epoch)],
+        vec![json!("existing flows"), json!(if config.keep_existing == 0 { "cut" } else { "keep" })],
+        vec![json!("mid-stream budget (per pod and second)"), json!(config.midstream_budget)],
+        vec![json!("events budget (per CPU and second)"), json!(config.events_budget)],
+        vec![json!("flow insertions"), json!(snapshot.flow_stats.inserts)],
+    ];
+    Shown { name: "CONFIG", columns: &["NAME", "VALUE"], rows }
+}
+
+fn endpoints(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
+    let epoch = snapshot.config.epoch;
+    let mut rows = Vec::new();
+    for (ifindex, index) in &snapshot.endpoints {
+        let pod = catalog.endpoints.iter().find(|entry| entry.ifindex == *ifindex);
+        let name = pod.and_then(|entry| Some(format!("{}/{}", entry.namespace.as_ref()?, entry.pod.as_ref()?)));
+        let Some(record) = snapshot.records.get(&index.at(epoch)) else {
+            rows.push(vec![json!(ifindex), json!(name)]);
+            continue;
+        };
+        rows.push(vec![
+            json!(ifindex),
+            json!(name),
+            json!(index.at(epoch)),
+            json!(record.number),
+            json!(record.generation),
+            json!(flag_names(record.flags)),
+            json!(record.ingress.table),
+            json!(port_set(record.ingress.default_ports)),
+            json!(record.egress.table),
+            json!(port_set(record.egress.default_ports)),
+            json!(addresses(record)),
+        ]);
+    }
+    Shown {
+        name: "ENDPOINTS",
+        columns: &[
+            "IFINDEX",
+            "POD",
+            "RECORD",
+            "NUMBER",
+            "GENERATION",
+            "FLAGS",
+            "INGRESS TABLE",
+            "INGRESS DEFAULT",
+            "EGRESS TABLE",
+            "EGRESS DEFAULT",
+            "ADDRESSES",
+        ],
+        rows,
+    }
+}
+
+fn flag_names(flags: u32) -> Vec<&'static str> {
+    [
+        (endpoint_flag::ISOLATED_INGRESS, "isolated-ingress"),
+        (endpoint_flag::ISOLATED_EGRESS, "isolated-egress"),
+        (endpoint_flag::CLOSED, "closed"),
+        (endpoint_flag::TRUSTED, "trusted"),
+        (endpoint_flag::MIDSTREAM, "midstream"),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| flags & bit != 0)
+    .map(|(_, name)| name)
+    .collect()
+}
+
+fn addresses(record: &EndpointRecord) -> Vec<String> {
+    let v4 = record.v4.iter().filter(|word| **word != 0).map(|word| address_text(V4, &Address::v4(*word)));
+    let v6 = record.v6.iter().filter(|address| **address != Address::ZERO).map(|address| address_text(V6, address));
+    v4.chain(v6).collect()
+}
+
+fn port_set(ports: u32) -> Value {
+    match ports {
+        PORTS_NONE => json!("nothing"),
+        PORTS_ALL => json!("everything"),
+        set => json!(set),
+    }
+}
+
+fn class_cells(value: Versioned, epoch: u32, catalog: &Catalog) -> Vec<Value> {
+    match value.at(epoch) {
+        CLASS_ASK_CIDR => vec![json!("ask CIDR"), Value::Null],
+        class => vec![json!(class), json!(catalog.classes.get(&class).map(|entry| entry.description.clone()))],
+    }
+}
+
+fn exact(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
+    let epoch = snapshot.config.epoch;
+    let v4 = snapshot.exact_v4.iter().map(|(word, value)| (address_text(V4, &Address::v4(*word)), value));
+    let v6 = snapshot.exact_v6.iter().map(|(address, value)| (address_text(V6, address), value));
+    let row = |(address, value): (String, &Versioned)| {
+        [vec![json!(address)], class_cells(*value, epoch, catalog)].concat()
+    };
+    Shown { name: "CLASS_EXACT", columns: &["ADDRESS", "CLASS", "PEERS"], rows: v4.chain(v6).map(row).collect() }
+}
+
+fn cidrs(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
+    let epoch = snapshot.config.epoch;
+    let v4 = snapshot.cidr_v4.iter().map(|(prefix, value)| (prefix.to_string(), value));
+    let v6 = snapshot.cidr_v6.iter().map(|(prefix, value)| (prefix.to_string(), value));
+    let row = |(prefix, value): (String, &Versioned)| [vec![json!(prefix)], class_cells(*value, epoch, catalog)].concat();
+    Shown { name: "CLASS_CIDR", columns: &["PREFIX", "CLASS", "PEERS"], rows: v4.chain(v6).map(row).collect() }
+}
+
+fn rule_name(rule: u32, catalog: &Catalog) -> Value {
+    match catalog.rules.get(&rule) {
+        Some(entry) => json!(format!("{} {} rule {}", entry.policy, entry.direction, entry.index)),
+        None if rule == 0 => Value::Null,
+        None => json!(rule),
+    }
+}
+
+fn rules(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
+    let rows = snapshot
+        .rules
+        .iter()
+        .map(|(key, value)| {
+            let table = catalog.tables.get(&key.table).map(|t| format!("{} of {}", t.direction, t.policies.join(",")));
+            vec![
+                json!(key.table),
+                json!(table),
+                json!(key.class),
+                port_set(value.ports),
+                rule_name(value.rule, catalog),
+            ]
+        })
+        .collect();
+    Shown { name: "RULES", columns: &["TABLE", "WHAT", "CLASS", "PORTS", "RULE"], rows }
+}
+
+/// First and last port of a prefix.
+fn range(key: &PortKey, length: u32) -> (u16, u16) {
+    let first = u16::from_be(key.port_be);
+    let wild = u16::MAX.checked_shr(length.saturating_sub(48)).unwrap_or(0);
+    (first, first | wild)
+}
+
+fn ports(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
+    let rows = snapshot
+        .ports
+        .iter()
+        .map(|((key, length), value)| {
+            let (first, last) = range(key, *length);
+            let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
+            vec![
+                json!(u32::from_be(key.ports_be)),
+                json!(protocol_name(key.protocol)),
+                json!(ports),
+                rule_name(value.rule, catalog),
+            ]
+        })
+        .collect();
+    Shown { name: "PORTS", columns: &["SET", "PROTOCOL", "PORTS", "RULE"], rows }
+}
+
+fn flows(snapshot: &Snapshot) -> Shown {
+    let row = |(key, value): (&FlowKey, &FlowValue)| -> Vec<Value> {
+        let low = end(key.family, &key.low, key.low_port);
+        let high = end(key.family, &key.high, key.high_port);
+        let from_low = value.flags & flow_flag::OPENED != 0;
+        let (from, to, opener) = if from_low { (low, high, 0) } else { (high, low, 1) };
+        let judged = |role: usize| {
+            let judged = value.judged[opener][role];
+            (judged.generation != 0).then(|| format!("generation {} at epoch {}", judged.generation, judged.epoch))
+        };
+        vec![
+            json!(protocol_name(key.protocol)),
+            json!(from),
+            json!(to),
+            json!(judged(0)),
+            json!(judged(1)),
+            json!(flow_flags(value.flags)),
+        ]
+    };
+    let rows = snapshot.flows.iter().map(row).collect();
+    Shown { name: "FLOWS", columns: &["PROTOCOL", "FROM", "TO", "EGRESS JUDGED", "INGRESS JUDGED", "FLAGS"], rows }
+}
+
+fn end(family: u8, address: &Address, port: u16) -> String {
+    let address = address_text(family, address);
+    if family == V6 { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
+fn flow_flags(flags: u32) -> Vec<&'static str> {
+    [
+        (flow_flag::OPENED * 3, flow_flag::OPENED * 3, "opened-by-both"),
+        (flow_flag::NODE, flow_flag::NODE, "node"),
+        (flow_flag::FIN_ACKED * 3, flow_flag::FIN_ACKED * 3, "closed"),
+        (flow_flag::RESET, flow_flag::RESET, "reset"),
+        (flow_flag::RESET_SEEN, flow_flag::RESET_SEEN, "reset-seen"),
+        (flow_flag::UNCONFIRMED, flow_flag::UNCONFIRMED, "unconfirmed"),
+    ]
+    .into_iter()
+    .filter(|(mask, value, _)| flags & mask == *value)
+    .map(|(_, _, name)| name)
+    .collect()
+}
+
+fn counters(snapshot: &Snapshot) -> Shown {
+    let rows = snapshot
+        .counters
+        .iter()
+        .filter(|(_, packets)| *packets != 0)
+        .map(|(reason, packets)| {
+            let verdict = if reason.passes() { "passed" } else { "refused" };
+            vec![json!(reason.name()), json!(verdict), json!(packets), json!(reason.text())]
+        })
+        .collect();
+    Shown { name: "COUNTERS", columns: &["REASON", "VERDICT", "PACKETS", "MEANING"], rows }
+}

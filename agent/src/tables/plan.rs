@@ -1,0 +1,314 @@
+//! From one state of the tables to another: the writes, in order.
+//!
+//! 1. new rows of RULES and PORTS, new RECORDS (nothing refers to them yet);
+//! 2. every reference that changes (endpoint → record, address and prefix → class), as a [`Versioned`] that changes at the next
+//!    epoch; what is added says what the look-up gave before, what goes says what it will give after;
+//! 3. the epoch: the instant at which all of it holds;
+//! 4. removal of references that have gone, then of rows that nothing refers to any longer.
+//!
+//! Until step 3 every look-up gives the old state, from step 3 on the new one, whatever has been written. If a write of the
+//! first two steps fails, [`Plan::undo`] gives back what there was.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use palisade_common::layout::{
+    Address, CLASS_ASK_CIDR, CLASS_NONE, EndpointRecord, PortKey, PortValue, RECORD_NONE, RuleKey, RuleValue, Versioned,
+};
+
+use super::{Delta, Tables};
+
+/// One write to one map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    Record(u32, EndpointRecord),
+    Rule(RuleKey, Option<RuleValue>),
+    /// Key and prefix length in bits.
+    Port(PortKey, u32, Option<PortValue>),
+    ExactV4(u32, Option<Versioned>),
+    ExactV6(Address, Option<Versioned>),
+    CidrV4(Ipv4Net, Option<Versioned>),
+    CidrV6(Ipv6Net, Option<Versioned>),
+    /// Interface index → record index.
+    Endpoint(u32, Option<Versioned>),
+    Epoch(u32),
+}
+
+/// The ordered writes of one change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub writes: Vec<Write>,
+    undo: Vec<Option<Write>>,
+    delta: Delta,
+    records: BTreeMap<u32, Option<u32>>,
+}
+
+/// There are more endpoints than records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordsExhausted;
+
+/// What the kernel holds, as far as writes have succeeded.
+#[derive(Clone, Debug, Default)]
+pub struct Installed {
+    tables: Tables,
+    epoch: u32,
+    records: BTreeMap<u32, u32>,
+    free: Vec<u32>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// The writes that take back the first `done` ones, none of which is the epoch's.
+    pub fn undo(&self, done: usize) -> Vec<Write> {
+        self.undo[..done].iter().rev().flatten().copied().collect()
+    }
+
+    /// How many writes come before the change holds, the epoch's own included.
+    pub fn commit_len(&self) -> usize {
+        self.writes.iter().position(|write| matches!(write, Write::Epoch(_))).map_or(0, |at| at + 1)
+    }
+
+    fn push(&mut self, write: Write, undo: Option<Write>) {
+        self.writes.push(write);
+        self.undo.push(undo);
+    }
+}
+
+impl Installed {
+    /// Empty maps at `epoch`, with records `0..records_max`.
+    pub fn new(epoch: u32, records_max: u32) -> Self {
+        Self::adopt(epoch, records_max, Tables::default(), BTreeMap::new())
+    }
+
+    /// What an earlier agent left: `records` says which record each endpoint refers to.
+    pub fn adopt(epoch: u32, records_max: u32, tables: Tables, records: BTreeMap<u32, u32>) -> Self {
+        let mut used: Vec<bool> = vec![false; records_max as usize];
+        for index in records.values() {
+            if let Some(used) = used.get_mut(*index as usize) {
+                *used = true;
+            }
+        }
+        let free = (0..records_max).rev().filter(|index| !used[*index as usize]).collect();
+        Self { tables, epoch, records, free }
+    }
+
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// The plan for `delta`; entries of it that are there already are left out.
+    pub fn plan(&self, delta: &Delta) -> Result<Plan, RecordsExhausted> {
+        let mut plan = Plan { delta: self.reduced(delta), ..Plan::default() };
+        let delta = plan.delta.clone();
+        if delta == Delta::default() {
+            return Ok(plan);
+        }
+        let next = self.epoch.wrapping_add(1);
+        for (key, value) in &delta.rules {
+            if value.is_some() {
+                plan.push(Write::Rule(*key, *value), Some(Write::Rule(*key, self.tables.rules.get(key).copied())));
+            }
+        }
+        for ((key, length), value) in &delta.ports {
+            if value.is_some() {
+                let old = self.tables.ports.get(&(*key, *length)).copied();
+                plan.push(Write::Port(*key, *length, *value), Some(Write::Port(*key, *length, old)));
+            }
+        }
+        self.references(&mut plan, &delta, next)?;
+        plan.push(Write::Epoch(next), None);
+        removals(&mut plan, &delta);
+        Ok(plan)
+    }
+
+    /// The plan's writes have all succeeded (those before and including the epoch's, at least).
+    pub fn commit(&mut self, plan: &Plan) {
+        if plan.is_empty() {
+            return;
+        }
+        self.epoch = self.epoch.wrapping_add(1);
+        for (ifindex, index) in &plan.records {
+            let old = match index {
+                Some(index) => {
+                    self.free.retain(|free| free != index);
+                    self.records.insert(*ifindex, *index)
+                }
+                None => self.records.remove(ifindex),
+            };
+            self.free.extend(old);
+        }
+        let Delta { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = &plan.delta;
+        merge(&mut self.tables.endpoints, endpoints);
+        merge(&mut self.tables.exact_v4, exact_v4);
+        merge(&mut self.tables.exact_v6, exact_v6);
+        merge(&mut self.tables.cidr_v4, cidr_v4);
+        merge(&mut self.tables.cidr_v6, cidr_v6);
+        merge(&mut self.tables.rules, rules);
+        merge(&mut self.tables.ports, ports);
+    }
+
+    fn reduced(&self, delta: &Delta) -> Delta {
+        let Delta { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = delta;
+        let tables = &self.tables;
+        Delta {
+            endpoints: different(&tables.endpoints, endpoints),
+            exact_v4: different(&tables.exact_v4, exact_v4),
+            exact_v6: different(&tables.exact_v6, exact_v6),
+            cidr_v4: different(&tables.cidr_v4, cidr_v4),
+            cidr_v6: different(&tables.cidr_v6, cidr_v6),
+            rules: different(&tables.rules, rules),
+            ports: different(&tables.ports, ports),
+        }
+    }
+
+    fn references(&self, plan: &mut Plan, delta: &Delta, next: u32) -> Result<(), RecordsExhausted> {
+        for (address, class) in &delta.exact_v4 {
+            let (value, undo) = exact(self.tables.exact_v4.get(address), *class, next);
+            plan.push(Write::ExactV4(*address, Some(value)), Some(Write::ExactV4(*address, undo)));
+        }
+        for (address, class) in &delta.exact_v6 {
+            let (value, undo) = exact(self.tables.exact_v6.get(address), *class, next);
+            plan.push(Write::ExactV6(*address, Some(value)), Some(Write::ExactV6(*address, undo)));
+        }
+        let after = Overlay { base: &self.tables.cidr_v4, changes: &delta.cidr_v4 };
+        for prefix in delta.cidr_v4.keys() {
+            let old = self.tables.cidr_v4.get(prefix).copied();
+            let before = old.unwrap_or_else(|| covering_v4(*prefix, |net| self.tables.cidr_v4.get(net).copied()));
+            let class = covering_v4(*prefix, |net| after.get(net));
+            let value = Versioned { since: next, before, after: class };
+            plan.push(Write::CidrV4(*prefix, Some(value)), Some(Write::CidrV4(*prefix, old.map(Versioned::constant))));
+        }
+        let after = Overlay { base: &self.tables.cidr_v6, changes: &delta.cidr_v6 };
+        for prefix in delta.cidr_v6.keys() {
+            let old = self.tables.cidr_v6.get(prefix).copied();
+            let before = old.unwrap_or_else(|| covering_v6(*prefix, |net| self.tables.cidr_v6.get(net).copied()));
+            let class = covering_v6(*prefix, |net| after.get(net));
+            let value = Versioned { since: next, before, after: class };
+            plan.push(Write::CidrV6(*prefix, Some(value)), Some(Write::CidrV6(*prefix, old.map(Versioned::constant))));
+        }
+        let mut free = self.free.iter().rev();
+        for (ifindex, record) in &delta.endpoints {
+            let old = self.records.get(ifindex).copied();
+            let new = match record {
+                Some(record) => {
+                    let index = *free.next().ok_or(RecordsExhausted)?;
+                    plan.push(Write::Record(index, *record), None);
+                    Some(index)
+                }
+                None => None,
+            };
+            plan.records.insert(*ifindex, new);
+            let (before, after) = (old.unwrap_or(RECORD_NONE), new.unwrap_or(RECORD_NONE));
+            let undo = Write::Endpoint(*ifindex, old.map(Versioned::constant));
+            plan.push(Write::Endpoint(*ifindex, Some(Versioned { since: next, before, after })), Some(undo));
+        }
+        Ok(())
+    }
+}
+
+/// Step 4.
+fn removals(plan: &mut Plan, delta: &Delta) {
+    let mut gone = Vec::new();
+    gone.extend(delta.endpoints.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::Endpoint(*k, None)));
+    gone.extend(delta.exact_v4.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::ExactV4(*k, None)));
+    gone.extend(delta.exact_v6.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::ExactV6(*k, None)));
+    gone.extend(delta.cidr_v4.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::CidrV4(*k, None)));
+    gone.extend(delta.cidr_v6.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::CidrV6(*k, None)));
+    gone.extend(delta.rules.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::Rule(*k, None)));
+    gone.extend(delta.ports.iter().filter(|(_, v)| v.is_none()).map(|((k, l), _)| Write::Port(*k, *l, None)));
+    for write in gone {
+        plan.push(write, None);
+    }
+}
+
+fn exact(old: Option<&u32>, new: Option<u32>, next: u32) -> (Versioned, Option<Versioned>) {
+    let before = old.copied().unwrap_or(CLASS_ASK_CIDR);
+    let value = Versioned { since: next, before, after: new.unwrap_or(CLASS_ASK_CIDR) };
+    (value, old.copied().map(Versioned::constant))
+}
+
+struct Overlay<'a, K> {
+    base: &'a BTreeMap<K, u32>,
+    changes: &'a BTreeMap<K, Option<u32>>,
+}
+
+impl<K: Ord> Overlay<'_, K> {
+    fn get(&self, key: &K) -> Option<u32> {
+        match self.changes.get(key) {
+            Some(change) => *change,
+            None => self.base.get(key).copied(),
+        }
+    }
+}
+
+/// The class that a look-up inside `prefix` finds: the longest of `prefix` itself and the shorter ones that cover it.
+pub(super) fn covering_v4(prefix: Ipv4Net, class: impl Fn(&Ipv4Net) -> Option<u32>) -> u32 {
+    let bits = u32::from(prefix.network());
+    (0..=prefix.prefix_len())
+        .rev()
+        .find_map(|length| {
+            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+            class(&Ipv4Net::new(Ipv4Addr::from(bits & mask), length).expect("a length of at most 32"))
+        })
+        .unwrap_or(CLASS_NONE)
+}
+
+/// As [`covering_v4`].
+pub(super) fn covering_v6(prefix: Ipv6Net, class: impl Fn(&Ipv6Net) -> Option<u32>) -> u32 {
+    let bits = u128::from(prefix.network());
+    (0..=prefix.prefix_len())
+        .rev()
+        .find_map(|length| {
+            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+            class(&Ipv6Net::new(Ipv6Addr::from(bits & mask), length).expect("a length of at most 128"))
+        })
+        .unwrap_or(CLASS_NONE)
+}
+
+fn different<K: Ord + Clone, V: PartialEq + Copy>(
+    now: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, Option<V>>,
+) -> BTreeMap<K, Option<V>> {
+    wanted.iter().filter(|(key, value)| now.get(key) != value.as_ref()).map(|(k, v)| (k.clone(), *v)).collect()
+}
+
+fn merge<K: Ord + Clone, V: Copy>(now: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => now.insert(key.clone(), *value),
+            None => now.remove(key),
+        };
+    }
+}
+
+impl Tables {
+    /// What turns `self` into `wanted`.
+    pub fn delta_to(&self, wanted: &Tables) -> Delta {
+        Delta {
+            endpoints: difference(&self.endpoints, &wanted.endpoints),
+            exact_v4: difference(&self.exact_v4, &wanted.exact_v4),
+            exact_v6: difference(&self.exact_v6, &wanted.exact_v6),
+            cidr_v4: difference(&self.cidr_v4, &wanted.cidr_v4),
+            cidr_v6: difference(&self.cidr_v6, &wanted.cidr_v6),
+            rules: difference(&self.rules, &wanted.rules),
+            ports: difference(&self.ports, &wanted.ports),
+        }
+    }
+}
+
+fn difference<K: Ord + Clone, V: PartialEq + Copy>(
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+) -> BTreeMap<K, Option<V>> {
+    let gone = from.keys().filter(|key| !to.contains_key(key)).map(|key| (key.clone(), None));
+    let changed = to.iter().filter(|(key, value)| from.get(key) != Some(value)).map(|(k, v)| (k.clone(), Some(*v)));
+    gone.chain(changed).collect()
+}

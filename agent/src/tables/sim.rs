@@ -1,0 +1,268 @@
+//! The tables in userspace: what the loaded maps would answer, and a flow table beside them.
+//!
+//! Used by tests (the second of the three judges, and replaying plans write by write) and for questions without a kernel.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use palisade_common::decide::{FlowEntry, Frame, Meeting, Ruling, Tables as Ask, decide, take_midstream};
+use palisade_common::layout::{
+    Address, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX,
+    PORT_PREFIX_MIN, PortKey, PortValue, RuleKey, RuleValue, Versioned,
+};
+use palisade_common::parse::{self, Bytes, Packet, V4};
+
+use super::plan::Write;
+
+/// Maps and settings.
+#[derive(Debug, Default)]
+pub struct Sim {
+    epoch: u32,
+    endpoints: BTreeMap<u32, Versioned>,
+    records: BTreeMap<u32, EndpointRecord>,
+    exact_v4: BTreeMap<u32, Versioned>,
+    exact_v6: BTreeMap<Address, Versioned>,
+    cidr_v4: BTreeMap<Ipv4Net, Versioned>,
+    cidr_v6: BTreeMap<Ipv6Net, Versioned>,
+    rules: BTreeMap<RuleKey, RuleValue>,
+    ports: BTreeMap<(PortKey, u32), PortValue>,
+    flows: RefCell<BTreeMap<FlowKey, FlowValue>>,
+    fragments: RefCell<BTreeMap<FragmentKey, FragmentValue>>,
+    stats: RefCell<BTreeMap<u32, EndpointStats>>,
+    /// Nanoseconds.
+    pub now: Cell<u64>,
+    pub pressure: bool,
+    pub keeps_existing: bool,
+    pub midstream_budget: u32,
+    /// (interface, local port) pairs on which a pod is known to listen; `None`: nothing is known of any socket.
+    pub listening: Option<Vec<(u32, u16)>>,
+}
+
+/// A frame in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameBytes<'a> {
+    pub bytes: &'a [u8],
+    pub gso: bool,
+}
+
+impl Bytes for FrameBytes<'_> {
+    fn len(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let start = offset as usize;
+        let bytes = self.bytes.get(start..start.checked_add(N * 4)?)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().expect("chunks of four"));
+        }
+        Some(words)
+    }
+
+    fn is_gso(&self) -> bool {
+        self.gso
+    }
+}
+
+impl Sim {
+    pub fn write(&mut self, write: &Write) {
+        match *write {
+            Write::Record(index, record) => {
+                self.records.insert(index, record);
+            }
+            Write::Rule(key, value) => put(&mut self.rules, key, value),
+            Write::Port(key, length, value) => put(&mut self.ports, (key, length), value),
+            Write::ExactV4(address, value) => put(&mut self.exact_v4, address, value),
+            Write::ExactV6(address, value) => put(&mut self.exact_v6, address, value),
+            Write::CidrV4(prefix, value) => put(&mut self.cidr_v4, prefix, value),
+            Write::CidrV6(prefix, value) => put(&mut self.cidr_v6, prefix, value),
+            Write::Endpoint(ifindex, value) => put(&mut self.endpoints, ifindex, value),
+            Write::Epoch(epoch) => self.epoch = epoch,
+        }
+    }
+
+    /// Judges a frame as the programs would.
+    pub fn judge(&self, frame: FrameBytes<'_>, meeting: Meeting) -> Ruling {
+        let mut packet = Packet::default();
+        parse::frame(&frame, &mut packet);
+        let mut quoted = Packet::default();
+        decide(&mut Frame { bytes: &frame, packet: &packet, quoted: &mut quoted }, self, meeting)
+    }
+
+    /// Forgets a flow as an LRU map under pressure would.
+    pub fn evict(&self, key: &FlowKey) {
+        self.flows.borrow_mut().remove(key);
+    }
+
+    pub fn flows(&self) -> BTreeMap<FlowKey, FlowValue> {
+        self.flows.borrow().clone()
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+/// An entry of the simulated FLOWS.
+#[derive(Debug)]
+pub struct SimFlow<'a> {
+    flows: &'a RefCell<BTreeMap<FlowKey, FlowValue>>,
+    key: FlowKey,
+}
+
+impl SimFlow<'_> {
+    fn change(&self, change: impl FnOnce(&mut FlowValue)) {
+        if let Some(value) = self.flows.borrow_mut().get_mut(&self.key) {
+            change(value);
+        }
+    }
+}
+
+impl FlowEntry for SimFlow<'_> {
+    fn value(&self) -> FlowValue {
+        self.flows.borrow().get(&self.key).copied().unwrap_or_default()
+    }
+
+    fn judged(&self, opener: usize, role: usize) -> Judgement {
+        self.value().judged[opener][role]
+    }
+
+    fn flags(&self) -> u32 {
+        self.value().flags
+    }
+
+    fn seen(&self) -> u64 {
+        self.value().seen
+    }
+
+    fn fin_next(&self, sender: usize) -> u32 {
+        self.value().fin_next[sender]
+    }
+
+    fn set_seen(&self, seen: u64) {
+        self.change(|value| value.seen = seen);
+    }
+
+    fn set_flags(&self, flags: u32) {
+        self.change(|value| value.flags = flags);
+    }
+
+    fn set_fin_next(&self, sender: usize, next: u32) {
+        self.change(|value| value.fin_next[sender] = next);
+    }
+}
+
+impl Ask for Sim {
+    type Flow<'a> = SimFlow<'a>;
+
+    fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    fn endpoint(&self, ifindex: u32) -> Option<Versioned> {
+        self.endpoints.get(&ifindex).copied()
+    }
+
+    fn record(&self, index: u32) -> Option<&EndpointRecord> {
+        self.records.get(&index)
+    }
+
+    fn class_exact(&self, family: u8, address: &Address) -> Option<Versioned> {
+        if family == V4 { self.exact_v4.get(&address.v4_word()).copied() } else { self.exact_v6.get(address).copied() }
+    }
+
+    fn class_cidr(&self, family: u8, address: &Address) -> Option<Versioned> {
+        if family == V4 {
+            let bits = u32::from_be(address.v4_word());
+            (0..=32_u8).rev().find_map(|length| {
+                let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+                let net = Ipv4Net::new(Ipv4Addr::from(bits & mask), length).expect("a length of at most 32");
+                self.cidr_v4.get(&net).copied()
+            })
+        } else {
+            let bits = u128::from_be_bytes(bytes_of(address));
+            (0..=128_u8).rev().find_map(|length| {
+                let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+                let net = Ipv6Net::new(Ipv6Addr::from(bits & mask), length).expect("a length of at most 128");
+                self.cidr_v6.get(&net).copied()
+            })
+        }
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
+        self.rules.get(key).copied()
+    }
+
+    fn port(&self, ports: u32, protocol: u8, port: u16) -> Option<u32> {
+        (PORT_PREFIX_MIN..=PORT_PREFIX_MAX).rev().find_map(|length| {
+            let mask = u16::MAX.checked_shl(PORT_PREFIX_MAX - length).unwrap_or(0);
+            let key = PortKey { ports_be: ports.to_be(), protocol, pad: 0, port_be: (port & mask).to_be() };
+            self.ports.get(&(key, length)).map(|value| value.rule)
+        })
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<SimFlow<'_>> {
+        self.flows.borrow().contains_key(key).then_some(SimFlow { flows: &self.flows, key: *key })
+    }
+
+    fn put_flow(&self, key: &FlowKey, value: &FlowValue, _new: bool) -> bool {
+        self.flows.borrow_mut().insert(*key, *value);
+        true
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool {
+        self.fragments.borrow_mut().insert(*key, *value);
+        true
+    }
+
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn pressure(&self, _now: u64) -> bool {
+        self.pressure
+    }
+
+    fn keeps_existing(&self) -> bool {
+        self.keeps_existing
+    }
+
+    fn listens(&self, record: &EndpointRecord, _family: u8, protocol: u8, local: (Address, u16)) -> Option<bool> {
+        if protocol != parse::protocol::TCP {
+            return None;
+        }
+        let listening = self.listening.as_ref()?;
+        Some(listening.contains(&(record.ifindex, local.1)))
+    }
+
+    fn take_midstream(&self, number: u32, now: u64) -> bool {
+        let mut stats = self.stats.borrow_mut();
+        let stats = stats.entry(number).or_default();
+        match take_midstream(*stats, now, self.midstream_budget) {
+            Some(next) => {
+                *stats = next;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// The sixteen bytes of an address in the order in which they travel.
+pub fn bytes_of(address: &Address) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (bytes, word) in bytes.chunks_exact_mut(4).zip(address.words) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}

@@ -1,0 +1,65 @@
+//! Every map of the programs. Sizes here are placeholders: the agent sets `max_entries` of each from its flags when it loads.
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use palisade_common::layout::{
+    Address, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue, FragmentKey, FragmentValue,
+    PortKey, PortValue, REASONS, RuleKey, RuleValue, Versioned,
+};
+use palisade_common::parse::Packet;
+
+/// The agent maps it into its memory and stores whole words.
+#[btf_map]
+pub static CONFIG: Array<Config, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+pub static FLOW_STATS: Array<FlowStats, 1> = Array::new();
+
+#[btf_map]
+pub static ENDPOINTS: HashMap<u32, Versioned, 1024> = HashMap::new();
+
+#[btf_map]
+pub static RECORDS: Array<EndpointRecord, 1024> = Array::new();
+
+#[btf_map]
+pub static ENDPOINT_STATS: Array<EndpointStats, 1024> = Array::new();
+
+#[btf_map]
+pub static CLASS_EXACT_V4: HashMap<u32, Versioned, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static CLASS_EXACT_V6: HashMap<Address, Versioned, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static CLASS_CIDR_V4: LpmTrie<u32, Versioned, 1024> = LpmTrie::new();
+
+#[btf_map]
+pub static CLASS_CIDR_V6: LpmTrie<Address, Versioned, 1024> = LpmTrie::new();
+
+#[btf_map]
+pub static RULES: HashMap<RuleKey, RuleValue, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static PORTS: LpmTrie<PortKey, PortValue, 1024> = LpmTrie::new();
+
+#[btf_map]
+pub static FLOWS: LruHashMap<FlowKey, FlowValue, 1024> = LruHashMap::new();
+
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, 1024> = LruHashMap::new();
+
+/// Packets by [`palisade_common::Reason`].
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
+
+/// The packet being judged and the one it quotes, parsed: too much for the 512 bytes of stack.
+#[btf_map]
+pub static PACKETS: PerCpuArray<Packet, 2> = PerCpuArray::new();
+
+/// Events of this second: (second, sent, lost for ever).
+#[btf_map]
+pub static EVENT_BUDGET: PerCpuArray<[u32; 4], 1> = PerCpuArray::new();

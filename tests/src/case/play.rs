@@ -1,0 +1,484 @@
+//! Plays a case: reads its steps one by one, tells every judge of the changes and asks every judge about each packet.
+//!
+//! The oracle decides how far a packet gets, so that what it drops at the first hook is not asked about at the second.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail, ensure};
+use palisade_common::{Hook, Reason};
+use serde_json::Value;
+
+use super::world::UPLINK_IFINDEX;
+use super::{Answer, Case, Disagreement, Judges, ObjectChange, Outcome, PacketStep, World};
+use crate::frame::text;
+use crate::oracle::Oracle;
+
+/// Time of the first packet, and from one packet to the next (ns).
+const START: u64 = 100_000_000_000;
+const TICK: u64 = 1_000_000;
+/// Source ports of flows whose steps name none.
+const FIRST_PORT: u16 = 20_000;
+
+/// Plays `case` before the oracle and `judges`.
+pub fn run(case: &Case, judges: Judges) -> Result<Outcome> {
+    let case = case.whole()?;
+    let setup = case.setup()?;
+    let mut play = Play {
+        oracle: Oracle::new(&setup),
+        judges,
+        world: World::new(&setup.node),
+        time: START,
+        next_port: FIRST_PORT,
+        flows: BTreeMap::new(),
+        outcome: Outcome::default(),
+        case: case.case.clone(),
+        step: String::new(),
+        step_number: 0,
+    };
+    play.changes(&case.objects).context("objects")?;
+    for (index, step) in case.steps.iter().enumerate() {
+        play.step_number = index + 1;
+        play.step = serde_json::to_string(step)?;
+        play.step(step).with_context(|| format!("step {}: {}", index + 1, play.step))?;
+    }
+    Ok(play.outcome)
+}
+
+struct Play {
+    oracle: Oracle,
+    judges: Judges,
+    world: World,
+    time: u64,
+    next_port: u16,
+    flows: BTreeMap<String, NamedFlow>,
+    outcome: Outcome,
+    case: String,
+    step: String,
+    step_number: usize,
+}
+
+/// A flow that later steps send packets of.
+#[derive(Clone, Debug)]
+struct NamedFlow {
+    kind: String,
+    /// Addresses with ports as `frame::text` reads them, and without.
+    ends: [(String, IpAddr); 2],
+    by_node: [bool; 2],
+}
+
+/// What a step says should happen.
+#[derive(Clone, Debug)]
+struct Expectation {
+    /// `None`: whatever the oracle says.
+    pass: Option<bool>,
+    reason: Option<Reason>,
+    /// Where it should be dropped.
+    at: Option<Hook>,
+}
+
+impl Expectation {
+    fn read(value: &Value) -> Result<Self> {
+        let line = value.as_str().context("what is expected is text")?;
+        let mut words = line.split_whitespace();
+        let pass = match words.next() {
+            Some("allow" | "pass") => Some(true),
+            Some("refuse" | "drop") => Some(false),
+            Some("any") => None,
+            other => bail!("{other:?} is neither allow, pass, refuse, drop nor any"),
+        };
+        let mut expectation = Self { pass, reason: None, at: None };
+        while let Some(word) = words.next() {
+            if word == "at" {
+                let name = words.next().unwrap_or("");
+                expectation.at = Hook::ALL.into_iter().find(|hook| hook.name() == name);
+                ensure!(expectation.at.is_some(), "at egress, or at ingress; not {name:?}");
+            } else {
+                expectation.reason = Reason::ALL.iter().copied().find(|reason| reason.name() == word);
+                ensure!(expectation.reason.is_some(), "there is no reason {word:?}");
+            }
+        }
+        Ok(expectation)
+    }
+}
+
+/// How far a packet got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Passed,
+    Dropped(Hook),
+    /// The text leaves it open.
+    Open,
+}
+
+impl Play {
+    fn changes(&mut self, items: &[Value]) -> Result<()> {
+        for item in items {
+            let changes = self.world.change(item)?.with_context(|| format!("no change: {item}"))?;
+            self.tell(&changes);
+        }
+        self.settle();
+        Ok(())
+    }
+
+    fn tell(&mut self, changes: &[ObjectChange]) {
+        for change in changes {
+            self.oracle.apply(change);
+            for (_, judge) in &mut self.judges {
+                judge.apply(change);
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        self.oracle.settle();
+        for (_, judge) in &mut self.judges {
+            judge.settle();
+        }
+    }
+
+    fn step(&mut self, step: &Value) -> Result<()> {
+        if let Value::Array(items) = step {
+            return self.changes(items);
+        }
+        if let Some(changes) = self.world.change(step)? {
+            self.tell(&changes);
+            self.settle();
+            return Ok(());
+        }
+        match step {
+            Value::String(line) => self.line(line),
+            Value::Object(members) => {
+                let (key, value) = members.iter().next().context("an empty step")?;
+                self.packets(key, value)
+            }
+            other => bail!("{other} is no step"),
+        }
+    }
+
+    fn line(&mut self, line: &str) -> Result<()> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["wait", seconds] => {
+                let seconds: u64 = seconds.strip_suffix('s').context("wait SECONDSs")?.parse()?;
+                self.time += seconds * 1_000_000_000;
+                Ok(())
+            }
+            ["flow", name, source, "->", destination, kind, ref rest @ ..] => {
+                let six = rest.contains(&"v6");
+                let flow = self.named_flow(source, destination, kind, six)?;
+                self.flows.insert(name.to_owned(), flow);
+                Ok(())
+            }
+            // A change of everything to nothing and back.
+            ["empty"] => {
+                let changes = self.world.emptying();
+                self.tell(&changes);
+                self.settle();
+                let changes = self.world.snapshot();
+                self.tell(&changes);
+                self.settle();
+                Ok(())
+            }
+            _ => bail!("{line:?} is no step"),
+        }
+    }
+
+    fn packets(&mut self, key: &str, value: &Value) -> Result<()> {
+        let words: Vec<&str> = key.split_whitespace().collect();
+        match words[..] {
+            ["only", way @ ("to" | "from"), pod, kind] => {
+                self.only(way == "to", pod, kind, value.as_str().context("a list of ends")?)
+            }
+            [way @ ("from" | "to"), endpoint, ..] => {
+                let hook = if way == "from" { Hook::FromPod } else { Hook::ToPod };
+                let rest = key.split_once(endpoint).map_or("", |(_, rest)| rest).trim();
+                let expectation = Expectation::read(value)?;
+                self.raw(hook, endpoint, rest, &expectation)
+            }
+            [flow, way @ (">" | "<"), ref rest @ ..] if self.flows.contains_key(flow) => {
+                let expectation = Expectation::read(value)?;
+                let flow = self.flows[flow].clone();
+                let fate = self.flow_packet(&flow, usize::from(way == "<"), rest, &expectation)?;
+                self.compare(fate, &expectation, key)
+            }
+            [sources, "->", destinations, kinds, ref rest @ ..] => {
+                let expectation = Expectation::read(value)?;
+                for kind in kinds.split(',') {
+                    for source in sources.split(',') {
+                        for destination in destinations.split(',') {
+                            self.probe(source, destination, kind, rest.first().copied(), &expectation)?;
+                        }
+                    }
+                }
+                Ok(())
+            }
+            _ => bail!("{key:?} is no packet"),
+        }
+    }
+
+    /// Exactly the listed pods reach (are reached by) this one.
+    fn only(&mut self, to: bool, pod: &str, kind: &str, list: &str) -> Result<()> {
+        let listed: Vec<&str> = list.split_whitespace().collect();
+        let all: Vec<String> = self.world.pods().map(str::to_owned).collect();
+        for name in &listed {
+            ensure!(all.iter().any(|other| other == name), "there is no pod {name}");
+        }
+        for other in all.iter().filter(|other| *other != pod) {
+            let expectation = Expectation { pass: Some(listed.contains(&other.as_str())), reason: None, at: None };
+            let (source, destination) = if to { (other.as_str(), pod) } else { (pod, other.as_str()) };
+            for kind in kind.split(',') {
+                self.probe(source, destination, kind, None, &expectation)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A whole flow, in every family that both ends have: its opening, and if that passes an answer and more.
+    fn probe(
+        &mut self,
+        source: &str,
+        destination: &str,
+        kind: &str,
+        family: Option<&str>,
+        expectation: &Expectation,
+    ) -> Result<()> {
+        let families: &[bool] = match family {
+            None => &[false, true],
+            Some("v4") => &[false],
+            Some("v6") => &[true],
+            Some(other) => bail!("family {other}"),
+        };
+        let mut played = false;
+        for six in families {
+            let has = |name: &str| self.world.address_of(name, *six).is_some();
+            if !has(source) || !has(destination) {
+                continue;
+            }
+            played = true;
+            let flow = self.named_flow(source, destination, kind, *six)?;
+            let (first, answer, more): (&[&str], &[&str], &[&str]) = match flow.kind.as_str() {
+                "tcp" => (&["syn"], &["synack"], &["data"]),
+                "sctp" => (&["init"], &["data"], &["data"]),
+                "icmp" => (&["echo"], &["reply"], &["echo"]),
+                _ => (&["data"], &["data"], &["data"]),
+            };
+            let fate = self.flow_packet(&flow, 0, first, expectation)?;
+            match fate {
+                Fate::Passed => self.outcome.flows_admitted += 1,
+                Fate::Dropped(_) => self.outcome.flows_refused += 1,
+                Fate::Open => continue,
+            }
+            self.compare(fate, expectation, "opening")?;
+            if fate == Fate::Passed {
+                let fate = self.flow_packet(&flow, 1, answer, expectation)?;
+                self.compare(fate, expectation, "answer")?;
+                let fate = self.flow_packet(&flow, 0, more, expectation)?;
+                self.compare(fate, expectation, "what follows")?;
+            }
+        }
+        ensure!(played, "{source} and {destination} have no family in common");
+        Ok(())
+    }
+
+    fn named_flow(&mut self, source: &str, destination: &str, kind: &str, six: bool) -> Result<NamedFlow> {
+        let (kind, port) = kind.split_once('/').map_or((kind, None), |(kind, port)| (kind, Some(port)));
+        let number = self.next_port;
+        self.next_port += 1;
+        let with_ports = matches!(kind, "tcp" | "udp" | "sctp");
+        let resolve = |name: &str, port: Option<String>| -> Result<(String, IpAddr)> {
+            let address = self.world.address_of(name, six).with_context(|| format!("no address of {name}"))?;
+            let text = match (port, six) {
+                (Some(port), true) => format!("[{address}]:{port}"),
+                (Some(port), false) => format!("{address}:{port}"),
+                (None, _) => address.to_string(),
+            };
+            Ok((text, address))
+        };
+        // A source may name its port, as in `x/a:4000`.
+        let (source_name, source_port) = match source.rsplit_once(':') {
+            Some((name, port)) if source.parse::<IpAddr>().is_err() => (name, port.to_owned()),
+            _ => (source, number.to_string()),
+        };
+        let destination_port = port.map(str::to_owned);
+        ensure!(!with_ports || destination_port.is_some(), "{kind} needs a port");
+        let source_end = resolve(source_name, with_ports.then_some(source_port))?;
+        let destination_end = resolve(destination, destination_port.filter(|_| with_ports))?;
+        let kind = match (kind, port) {
+            ("icmp", _) => format!("icmp id={number}"),
+            ("proto", Some(port)) => format!("proto/{port}"),
+            (kind, _) => kind.to_owned(),
+        };
+        let by_node = [source_name == "node", destination == "node"];
+        Ok(NamedFlow { kind, ends: [source_end, destination_end], by_node })
+    }
+
+    /// One packet of a flow at every hook of this node that it passes. `from`: which end sends it.
+    fn flow_packet(&mut self, flow: &NamedFlow, from: usize, words: &[&str], wanted: &Expectation) -> Result<Fate> {
+        let (kind, options) = flow.kind.split_once(' ').unwrap_or((&flow.kind, ""));
+        let mut line = format!("{kind} {} > {} {options}", flow.ends[from].0, flow.ends[1 - from].0);
+        let six = flow.ends[0].1.is_ipv6();
+        for word in words {
+            line += " ";
+            line += match (*word, kind) {
+                ("syn", _) => "flags=S",
+                ("synack", _) => "flags=SA",
+                ("ack", _) => "flags=A",
+                ("fin", _) => "flags=FA",
+                ("rst", _) => "flags=R",
+                ("init", _) => "chunk=1",
+                ("data", "tcp") => "flags=PA data=10",
+                ("data", _) => "data=10",
+                ("echo", _) => {
+                    if six {
+                        "type=128"
+                    } else {
+                        "type=8"
+                    }
+                }
+                ("reply", _) => {
+                    if six {
+                        "type=129"
+                    } else {
+                        "type=0"
+                    }
+                }
+                (other, _) => other,
+            };
+        }
+        let hops = [(Hook::FromPod, flow.ends[from].1), (Hook::ToPod, flow.ends[1 - from].1)];
+        let mut met = false;
+        for (hook, address) in hops {
+            let Some(ifindex) = self.world.endpoint_at(address).map(|endpoint| endpoint.ifindex) else { continue };
+            met = true;
+            let ingress = match self.world.endpoint_at(flow.ends[from].1) {
+                Some(sender) => sender.ifindex,
+                None if flow.by_node[from] => 0,
+                None => UPLINK_IFINDEX,
+            };
+            match self.packet(hook, ifindex, ingress, &line, wanted)? {
+                Some(true) => {}
+                Some(false) => return Ok(Fate::Dropped(hook)),
+                None => return Ok(Fate::Open),
+            }
+        }
+        ensure!(met, "no pod of this node at either end");
+        Ok(Fate::Passed)
+    }
+
+    /// A packet as it stands, at one hook.
+    fn raw(&mut self, hook: Hook, endpoint: &str, line: &str, wanted: &Expectation) -> Result<()> {
+        let ifindex = match endpoint.strip_prefix("if").and_then(|number| number.parse().ok()) {
+            Some(ifindex) => ifindex,
+            None => self.world.endpoint(endpoint).with_context(|| format!("endpoint {endpoint}"))?.ifindex,
+        };
+        let mut ingress = None;
+        let mut words = Vec::new();
+        for word in line.split_whitespace() {
+            match word.strip_prefix("by=") {
+                Some("node") => ingress = Some(0),
+                Some("net") => ingress = Some(UPLINK_IFINDEX),
+                Some(name) => ingress = Some(self.world.endpoint(name).context("by=POD")?.ifindex),
+                None => words.push(word),
+            }
+        }
+        let line = words.join(" ");
+        let ingress = match (hook, ingress) {
+            (Hook::FromPod, _) => ifindex,
+            (Hook::ToPod, Some(ingress)) => ingress,
+            (Hook::ToPod, None) => UPLINK_IFINDEX,
+        };
+        let pass = self.packet(hook, ifindex, ingress, &line, wanted)?;
+        let fate = match pass {
+            Some(true) => Fate::Passed,
+            Some(false) => Fate::Dropped(hook),
+            None => Fate::Open,
+        };
+        self.compare(fate, wanted, &line)
+    }
+
+    /// Asks everybody. `None`: the text leaves it open.
+    fn packet(
+        &mut self,
+        hook: Hook,
+        ifindex: u32,
+        ingress_ifindex: u32,
+        line: &str,
+        wanted: &Expectation,
+    ) -> Result<Option<bool>> {
+        let words = line.replace(" gso", "");
+        let frame = text::frame(&words, &self.world).with_context(|| line.to_owned())?.bytes();
+        self.time += TICK;
+        let gso = words.len() != line.len();
+        let packet = PacketStep { hook, ifindex, ingress_ifindex, time: self.time, gso, frame, words: line.to_owned() };
+        let opinion = self.oracle.packet(&packet);
+        self.outcome.packets += 1;
+        self.outcome.open += u64::from(opinion.pass.is_none());
+        if let [reason] = opinion.reasons.iter().copied().collect::<Vec<_>>()[..] {
+            *self.outcome.reasons.entry(reason).or_default() += 1;
+        }
+        let answers: Vec<Answer> = self
+            .judges
+            .iter_mut()
+            .map(|(name, judge)| Answer { judge: name, verdict: judge.packet(&packet) })
+            .collect();
+        let dropped_here = opinion.pass == Some(false) && wanted.at.is_none_or(|at| at == hook);
+        let reason = wanted.reason.filter(|reason| reason.passes() == (opinion.pass == Some(true)) || dropped_here);
+        let reason_fits = |given: Reason| reason.is_none_or(|reason| reason == given);
+        let oracle_fits = reason.is_none_or(|reason| opinion.admits(reason));
+        let differs = answers.iter().any(|Answer { verdict, .. }| {
+            !opinion.admits(verdict.reason) || verdict.pass != verdict.reason.passes() || !reason_fits(verdict.reason)
+        });
+        if differs || !oracle_fits {
+            let written = reason.map_or_else(String::new, |reason| reason.name().to_owned());
+            self.disagree(&packet, written, opinion.describe(), answers);
+        }
+        Ok(opinion.pass)
+    }
+
+    fn disagree(&mut self, packet: &PacketStep, written: String, oracle: String, answers: Vec<Answer>) {
+        self.outcome.disagreements.push(Disagreement {
+            case: self.case.clone(),
+            step: self.step.clone(),
+            step_number: self.step_number,
+            hook: packet.hook,
+            endpoint: self.oracle.isolating(packet.ifindex),
+            packet: packet.words.clone(),
+            written,
+            oracle,
+            answers,
+            frame: packet.frame.clone(),
+        });
+    }
+
+    /// What the oracle let happen against what is written.
+    fn compare(&mut self, fate: Fate, wanted: &Expectation, what: &str) -> Result<()> {
+        let Some(pass) = wanted.pass else { return Ok(()) };
+        let right = match fate {
+            Fate::Passed => pass,
+            Fate::Dropped(hook) => !pass && wanted.at.is_none_or(|at| at == hook),
+            Fate::Open => true,
+        };
+        if !right {
+            let written = format!("{} {}", if pass { "pass" } else { "drop" }, wanted.at.map_or("", Hook::name));
+            let oracle = match fate {
+                Fate::Passed => "passes".to_owned(),
+                Fate::Dropped(hook) => format!("dropped at {}", hook.name()),
+                Fate::Open => "open".to_owned(),
+            };
+            self.outcome.disagreements.push(Disagreement {
+                case: self.case.clone(),
+                step: self.step.clone(),
+                step_number: self.step_number,
+                hook: Hook::FromPod,
+                endpoint: "this node".to_owned(),
+                packet: what.to_owned(),
+                written,
+                oracle,
+                answers: Vec::new(),
+                frame: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+}

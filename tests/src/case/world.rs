@@ -1,0 +1,415 @@
+//! The world of a case: its objects by name, the veths of this node's pods, and how a line of text becomes a change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Map, Value, json};
+
+use super::{Endpoint, ObjectChange};
+use crate::frame::Mac;
+use crate::frame::text::Names;
+use crate::oracle::cluster::{addresses, is_peer, text, uid};
+use crate::oracle::guard::link_local;
+
+/// The bridge, which routes; and the node as the pods see it.
+pub const ROUTER_MAC: Mac = [0x02, 0, 0, 0, 0, 1];
+const NODE_V4: &str = "10.244.0.1";
+const NODE_V6: &str = "fd00:244::1";
+/// Interface index of what comes from other nodes.
+pub const UPLINK_IFINDEX: u32 = 2;
+const FIRST_IFINDEX: u32 = 10;
+
+#[derive(Clone, Debug)]
+pub struct World {
+    node: String,
+    /// By `namespace/name`.
+    pods: BTreeMap<String, Value>,
+    namespaces: BTreeMap<String, Value>,
+    policies: BTreeMap<String, Value>,
+    nodes: BTreeMap<String, Value>,
+    endpoints: BTreeMap<String, Endpoint>,
+    next_ifindex: u32,
+    next_uid: u32,
+}
+
+impl World {
+    pub fn new(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            pods: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            next_ifindex: FIRST_IFINDEX,
+            next_uid: 1,
+        }
+    }
+
+    pub fn endpoint(&self, name: &str) -> Option<&Endpoint> {
+        self.endpoints.get(name)
+    }
+
+    pub fn pods(&self) -> impl Iterator<Item = &str> {
+        self.pods.keys().map(String::as_str)
+    }
+
+    /// The address of a name in one family, if it has one.
+    pub fn address_of(&self, name: &str, six: bool) -> Option<IpAddr> {
+        if let Ok(address) = name.parse::<IpAddr>() {
+            return (address.is_ipv6() == six).then_some(address);
+        }
+        if name == "node" {
+            let address = if six { NODE_V6 } else { NODE_V4 };
+            return Some(address.parse().expect("it is an address"));
+        }
+        if let Some(node) = self.nodes.get(name) {
+            let list = node["status"]["addresses"].as_array()?;
+            return list
+                .iter()
+                .filter_map(|entry| text(entry, "address").parse::<IpAddr>().ok())
+                .find(|address| address.is_ipv6() == six);
+        }
+        let of_pod = self.pods.get(name).map(addresses).unwrap_or_default();
+        let of_veth = self.endpoints.get(name).into_iter().flat_map(|endpoint| &endpoint.addresses).map(|(ip, _)| *ip);
+        of_pod.into_iter().chain(of_veth).find(|address| address.is_ipv6() == six)
+    }
+
+    /// The local pod behind an address.
+    pub fn endpoint_at(&self, address: IpAddr) -> Option<&Endpoint> {
+        self.endpoints.values().find(|endpoint| endpoint.addresses.iter().any(|(own, _)| *own == address))
+    }
+
+    /// All objects as they are now, as changes.
+    pub fn snapshot(&self) -> Vec<ObjectChange> {
+        let objects = [&self.namespaces, &self.nodes, &self.pods, &self.policies];
+        let puts = objects.into_iter().flat_map(BTreeMap::values).cloned().map(ObjectChange::Put);
+        puts.chain(self.endpoints.values().cloned().map(ObjectChange::Endpoint)).collect()
+    }
+
+    /// The changes that empty the cluster; the veths stay.
+    pub fn emptying(&self) -> Vec<ObjectChange> {
+        let objects = [&self.policies, &self.pods, &self.nodes, &self.namespaces];
+        objects.into_iter().flat_map(BTreeMap::values).cloned().map(ObjectChange::Delete).collect()
+    }
+
+    /// Reads one change. `None`: the item is none.
+    pub fn change(&mut self, item: &Value) -> Result<Option<Vec<ObjectChange>>> {
+        match item {
+            Value::String(line) => self.change_line(line),
+            Value::Object(members) if members.len() == 1 => {
+                let (key, value) = members.iter().next().expect("there is one");
+                self.change_map(key, value)
+            }
+            other => bail!("neither text nor a map of one member: {other}"),
+        }
+    }
+
+    fn change_line(&mut self, line: &str) -> Result<Option<Vec<ObjectChange>>> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let changes = match words[..] {
+            ["ns", name, ref rest @ ..] => vec![self.put_namespace(namespace(name, rest)?)],
+            ["node", name, ref rest @ ..] => {
+                let list: Vec<Value> =
+                    rest.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
+                let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"addresses": list}});
+                self.nodes.insert(name.to_owned(), node.clone());
+                vec![ObjectChange::Put(node)]
+            }
+            ["pod", name, ref rest @ ..] => self.put_pod_line(name, rest)?,
+            ["label", "pod", name, ref rest @ ..] => {
+                let mut pod = self.pods.get(name).with_context(|| format!("pod {name}"))?.clone();
+                relabel(&mut pod, rest)?;
+                self.put_pod(name, pod)
+            }
+            ["label", "ns", name, ref rest @ ..] => {
+                let mut namespace = self.namespaces.get(name).with_context(|| format!("namespace {name}"))?.clone();
+                relabel(&mut namespace, rest)?;
+                vec![self.put_namespace(namespace)]
+            }
+            ["delete", kind, name] => self.delete(kind, name)?,
+            ["forget", "pod", name] => {
+                // The object goes, the veth stays.
+                vec![ObjectChange::Delete(self.pods.remove(name).with_context(|| format!("pod {name}"))?)]
+            }
+            ["unveth", name] => self.remove_endpoint(name),
+            ["listen", name, ports] => {
+                let ports: BTreeSet<u16> = match ports {
+                    "none" => BTreeSet::new(),
+                    list => list.split(',').map(str::parse).collect::<Result<_, _>>()?,
+                };
+                let endpoint = self.endpoints.get_mut(name).with_context(|| format!("endpoint {name}"))?;
+                endpoint.listening = Some(ports);
+                vec![ObjectChange::Endpoint(endpoint.clone())]
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(changes))
+    }
+
+    fn change_map(&mut self, key: &str, value: &Value) -> Result<Option<Vec<ObjectChange>>> {
+        let words: Vec<&str> = key.split_whitespace().collect();
+        let changes = match words[..] {
+            ["policy", name] => {
+                let (namespace, own) = split(name)?;
+                let policy = json!({
+                    "apiVersion": "networking.k8s.io/v1",
+                    "kind": "NetworkPolicy",
+                    "metadata": {"namespace": namespace, "name": own},
+                    "spec": value,
+                });
+                self.policies.insert(name.to_owned(), policy.clone());
+                vec![ObjectChange::Put(policy)]
+            }
+            ["patch", "pod", name] => {
+                let mut pod = self.pods.get(name).with_context(|| format!("pod {name}"))?.clone();
+                merge(&mut pod, value);
+                self.put_pod(name, pod)
+            }
+            ["patch", "ns", name] => {
+                let mut namespace = self.namespaces.get(name).with_context(|| format!("namespace {name}"))?.clone();
+                merge(&mut namespace, value);
+                vec![self.put_namespace(namespace)]
+            }
+            ["patch", "policy", name] => {
+                let policy = self.policies.get_mut(name).with_context(|| format!("policy {name}"))?;
+                merge(policy, value);
+                vec![ObjectChange::Put(policy.clone())]
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(changes))
+    }
+
+    fn put_namespace(&mut self, namespace: Value) -> ObjectChange {
+        self.namespaces.insert(text(&namespace, "metadata.name").to_owned(), namespace.clone());
+        ObjectChange::Put(namespace)
+    }
+
+    fn put_pod_line(&mut self, name: &str, words: &[&str]) -> Result<Vec<ObjectChange>> {
+        let uid = format!("uid-{}", self.next_uid);
+        self.next_uid += 1;
+        let (pod, options) = pod(name, &uid, &self.node, words)?;
+        let mut changes = self.put_pod(name, pod);
+        if let Some(endpoint) = self.endpoints.get_mut(name) {
+            endpoint.older |= options.contains("older");
+            let gone = options.contains("noveth").then_some(endpoint.ifindex);
+            let endpoint = endpoint.clone();
+            changes.retain(|change| !matches!(change, ObjectChange::Endpoint(_)));
+            if options.contains("noobject") {
+                changes.clear();
+                self.pods.remove(name);
+            }
+            match gone {
+                Some(_) => drop(self.endpoints.remove(name)),
+                None => changes.push(ObjectChange::Endpoint(endpoint)),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Puts a pod, with its veth where it lives on this node.
+    fn put_pod(&mut self, name: &str, pod: Value) -> Vec<ObjectChange> {
+        self.pods.insert(name.to_owned(), pod.clone());
+        let local = text(&pod, "spec.nodeName") == self.node && is_peer(&pod);
+        let mut changes = vec![ObjectChange::Put(pod.clone())];
+        if !local {
+            changes.splice(0..0, self.remove_endpoint(name));
+            return changes;
+        }
+        let own = addresses(&pod);
+        let old = self.endpoints.get(name).filter(|endpoint| endpoint.uid.as_deref() == Some(&uid(&pod)));
+        let mut endpoint = match old {
+            Some(endpoint) => endpoint.clone(),
+            None => {
+                changes.splice(0..0, self.remove_endpoint(name));
+                self.new_endpoint(name, &uid(&pod))
+            }
+        };
+        endpoint.addresses =
+            own.into_iter().map(|address| (address, if address.is_ipv4() { 24 } else { 64 })).collect();
+        endpoint.addresses.dedup();
+        endpoint.addresses.push((link_local(endpoint.mac).into(), 64));
+        if self.endpoints.get(name) != Some(&endpoint) {
+            self.endpoints.insert(name.to_owned(), endpoint.clone());
+            changes.push(ObjectChange::Endpoint(endpoint));
+        }
+        changes
+    }
+
+    fn new_endpoint(&mut self, name: &str, uid: &str) -> Endpoint {
+        let (namespace, pod) = split(name).expect("pods are kept by namespace and name");
+        let ifindex = self.next_ifindex;
+        self.next_ifindex += 1;
+        let [high, low] = (ifindex as u16).to_be_bytes();
+        Endpoint {
+            ifindex,
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            uid: Some(uid.to_owned()),
+            mac: [0x02, 0x42, 0, 0, high, low],
+            addresses: Vec::new(),
+            older: false,
+            listening: None,
+        }
+    }
+
+    fn remove_endpoint(&mut self, name: &str) -> Vec<ObjectChange> {
+        let endpoint = self.endpoints.remove(name);
+        endpoint.into_iter().map(|endpoint| ObjectChange::EndpointGone(endpoint.ifindex)).collect()
+    }
+
+    fn delete(&mut self, kind: &str, name: &str) -> Result<Vec<ObjectChange>> {
+        let mut changes = Vec::new();
+        let removed = match kind {
+            "pod" => {
+                changes = self.remove_endpoint(name);
+                self.pods.remove(name)
+            }
+            "policy" => self.policies.remove(name),
+            "ns" => self.namespaces.remove(name),
+            "node" => self.nodes.remove(name),
+            other => bail!("delete {other}"),
+        };
+        changes.push(ObjectChange::Delete(removed.ok_or_else(|| anyhow!("there is no {kind} {name}"))?));
+        Ok(changes)
+    }
+}
+
+fn split(name: &str) -> Result<(&str, &str)> {
+    name.split_once('/').with_context(|| format!("{name} is not namespace/name"))
+}
+
+fn namespace(name: &str, words: &[&str]) -> Result<Value> {
+    let mut labels = Map::new();
+    labels.insert("kubernetes.io/metadata.name".to_owned(), json!(name));
+    let mut annotations = Map::new();
+    for word in words {
+        match word.split_once('=') {
+            Some((key, value)) => drop(labels.insert(key.to_owned(), json!(value))),
+            None if *word == "trusted" => {
+                annotations.insert("palisade.dev/trusted-addresses".to_owned(), json!("true"));
+            }
+            None => bail!("namespace {name}: {word}"),
+        }
+    }
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": labels, "annotations": annotations},
+    }))
+}
+
+/// Reads `key=value` (a label), addresses, and `node: uid: port: init: phase:` with their values; other words are options.
+fn pod<'a>(name: &str, uid: &str, node: &str, words: &[&'a str]) -> Result<(Value, BTreeSet<&'a str>)> {
+    let (namespace, own) = split(name)?;
+    let mut labels = Map::new();
+    let (mut node, mut uid, mut phase) = (node, uid, "Running");
+    let (mut list, mut ports, mut sidecar_ports) = (Vec::new(), Vec::new(), Vec::new());
+    let mut options = BTreeSet::new();
+    for word in words {
+        if word.parse::<IpAddr>().is_ok() {
+            list.push(json!({"ip": word}));
+            continue;
+        }
+        match (word.split_once(':'), word.split_once('=')) {
+            (Some(("node", value)), _) => node = value,
+            (Some(("uid", value)), _) => uid = value,
+            (Some(("phase", value)), _) => phase = value,
+            (Some(("port", value)), _) => ports.push(container_port(value)?),
+            (Some(("init", value)), _) => sidecar_ports.push(container_port(value)?),
+            (_, Some((key, value))) => drop(labels.insert(key.to_owned(), json!(value))),
+            (_, None) if ["hostNetwork", "older", "noveth", "noobject", "terminating"].contains(word) => {
+                options.insert(*word);
+            }
+            (_, None) => bail!("pod {name}: {word}"),
+        }
+    }
+    let mut pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": own, "uid": uid, "labels": labels},
+        "spec": {"nodeName": node, "containers": [{"name": "main", "ports": ports}]},
+        "status": {"phase": phase, "podIPs": list},
+    });
+    if let Some(first) = list.first() {
+        pod["status"]["podIP"] = first["ip"].clone();
+    }
+    if !sidecar_ports.is_empty() {
+        pod["spec"]["initContainers"] = json!([{"name": "side", "restartPolicy": "Always", "ports": sidecar_ports}]);
+    }
+    if options.contains("hostNetwork") {
+        pod["spec"]["hostNetwork"] = json!(true);
+    }
+    if options.contains("terminating") {
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    }
+    Ok((pod, options))
+}
+
+/// `name=80/TCP`; the protocol may be left out, and then is left out of the object.
+fn container_port(word: &str) -> Result<Value> {
+    let (name, rest) = word.split_once('=').with_context(|| format!("{word} is not name=port/protocol"))?;
+    let (port, protocol) = rest.split_once('/').map_or((rest, None), |(port, protocol)| (port, Some(protocol)));
+    let mut value = json!({"containerPort": port.parse::<u16>()?, "name": name});
+    if let Some(protocol) = protocol {
+        value["protocol"] = json!(protocol);
+    }
+    Ok(value)
+}
+
+/// `key=value` sets a label, `key-` takes it away.
+fn relabel(object: &mut Value, words: &[&str]) -> Result<()> {
+    let labels = object["metadata"]["labels"].as_object_mut().context("labels")?;
+    for word in words {
+        match (word.split_once('='), word.strip_suffix('-')) {
+            (Some((key, value)), _) => drop(labels.insert(key.to_owned(), json!(value))),
+            (None, Some(key)) => ensure!(labels.remove(key).is_some(), "there is no label {key}"),
+            (None, None) => bail!("label {word}"),
+        }
+    }
+    Ok(())
+}
+
+/// RFC 7396.
+fn merge(object: &mut Value, patch: &Value) {
+    let Some(members) = patch.as_object() else {
+        *object = patch.clone();
+        return;
+    };
+    if !object.is_object() {
+        *object = json!({});
+    }
+    for (key, value) in members {
+        if value.is_null() {
+            object.as_object_mut().expect("it is one").remove(key);
+        } else {
+            merge(&mut object[key], value);
+        }
+    }
+}
+
+impl Names for World {
+    fn address(&self, name: &str) -> Option<IpAddr> {
+        if let Some(name) = name.strip_suffix("@ll") {
+            return self.endpoints.get(name).map(|endpoint| link_local(endpoint.mac).into());
+        }
+        match name.strip_suffix("@6") {
+            Some(name) => self.address_of(name, true),
+            None => self.address_of(name, false),
+        }
+    }
+
+    fn mac(&self, name: &str) -> Option<Mac> {
+        match name {
+            "router" => Some(ROUTER_MAC),
+            "broadcast" => Some([0xff; 6]),
+            name => self.endpoints.get(name).map(|endpoint| endpoint.mac),
+        }
+    }
+
+    fn mac_of(&self, address: IpAddr) -> Mac {
+        self.endpoint_at(address).map_or(ROUTER_MAC, |endpoint| endpoint.mac)
+    }
+}

@@ -1,0 +1,133 @@
+//! Connections as the oracle remembers them: a list, searched from the front.
+
+use std::net::IpAddr;
+
+use super::packet::Tcp;
+use super::policy::Direction;
+
+/// Both ends of a flow, the lower first, so that both directions are one flow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tuple {
+    pub protocol: u8,
+    pub ends: [(IpAddr, u16); 2],
+}
+
+/// A flow's packet, without its bytes: which flow, and which of the ends sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passage {
+    pub tuple: Tuple,
+    pub sender: usize,
+}
+
+/// Who may have opened a flow, asked at one hook.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Admission {
+    /// Which end opened.
+    pub opener: usize,
+    pub direction: Direction,
+    /// The pod whose policies admitted it.
+    pub endpoint: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Flow {
+    pub tuple: Tuple,
+    /// Which ends have opened it.
+    pub opened: [bool; 2],
+    /// ... as a process of the node.
+    pub by_node: [bool; 2],
+    pub admissions: Vec<Admission>,
+    /// Taken up by the reverse question, and no packet of the opener seen since: when (ns).
+    pub unconfirmed: Option<u64>,
+    pub tcp: Closing,
+    /// When the last packet passed (ns), by sender.
+    pub seen: [u64; 2],
+}
+
+/// How far a TCP connection is closed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Closing {
+    /// By sender: the sequence number behind its FIN.
+    fin_next: [Option<u32>; 2],
+    fin_acknowledged: [bool; 2],
+    /// Reset by a pod at its own hook, which cannot be forged.
+    reset: bool,
+    /// A reset came from elsewhere.
+    reset_seen: bool,
+}
+
+/// How long after the last packet the last words of a closed connection are its own (ns).
+pub const LAST_WORDS: u64 = 10_000_000_000;
+/// How long an unconfirmed flow lives (ns).
+pub const UNCONFIRMED_LIFE: u64 = 2_000_000_000;
+
+impl Passage {
+    pub fn new(source: (IpAddr, u16), destination: (IpAddr, u16), protocol: u8) -> Self {
+        let sender = usize::from(source > destination);
+        let ends = if sender == 0 { [source, destination] } else { [destination, source] };
+        Self { tuple: Tuple { protocol, ends }, sender }
+    }
+
+    pub fn receiver(&self) -> usize {
+        1 - self.sender
+    }
+}
+
+impl Flow {
+    pub fn new(tuple: Tuple) -> Self {
+        Self {
+            tuple,
+            opened: [false; 2],
+            by_node: [false; 2],
+            admissions: Vec::new(),
+            unconfirmed: None,
+            tcp: Closing::default(),
+            seen: [0; 2],
+        }
+    }
+
+    pub fn admit(&mut self, admission: Admission) {
+        self.opened[admission.opener] = true;
+        if !self.admissions.contains(&admission) {
+            self.admissions.push(admission);
+        }
+    }
+
+    /// `tcp` passed, sent by end `sender`; `certain`: the hook is the sender's own.
+    pub fn follow(&mut self, tcp: &Tcp, sender: usize, certain: bool) {
+        let closing = &mut self.tcp;
+        if tcp.syn && !tcp.ack {
+            *closing = Closing::default();
+            return;
+        }
+        if tcp.rst {
+            closing.reset |= certain;
+            closing.reset_seen |= !certain;
+            return;
+        }
+        if self.opened[sender] {
+            closing.reset_seen = false;
+        }
+        if tcp.fin {
+            closing.fin_next[sender] = Some(tcp.sequence.wrapping_add(tcp.payload as u32).wrapping_add(1));
+        }
+        if let Some(next) = closing.fin_next[1 - sender].filter(|_| tcp.ack) {
+            let behind = tcp.acknowledgement.wrapping_sub(next) as i32;
+            closing.fin_acknowledged[1 - sender] |= behind >= 0;
+        }
+    }
+
+    pub fn closed(&self) -> bool {
+        self.tcp.reset || self.tcp.fin_acknowledged == [true; 2]
+    }
+
+    /// Whether a TCP segment of the end that did not open the flow still answers it.
+    pub fn answers(&self, tcp: &Tcp, sender: usize, time: u64) -> bool {
+        let since = |then: u64| time.saturating_sub(then);
+        if self.closed() {
+            let last_words = tcp.payload == 0 && !tcp.syn && (tcp.fin || tcp.rst || tcp.ack);
+            return last_words && since(self.seen[0].max(self.seen[1])) <= LAST_WORDS;
+        }
+        !self.tcp.reset_seen || since(self.seen[1 - sender]) <= LAST_WORDS
+    }
+}

@@ -1,0 +1,186 @@
+//! The first judge: SEMANTICS read literally, slow, and sharing no selector, CIDR, port or defaulting code with the compiler.
+//!
+//! It keeps the raw objects and asks them anew for every packet; of the past it remembers the connections that were opened
+//! ([`flow`]) and the first fragments that passed. Where the text leaves a verdict open it says so ([`Opinion::pass`]).
+
+pub mod cidr;
+pub mod cluster;
+pub mod flow;
+pub mod guard;
+pub mod packet;
+pub mod policy;
+mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use palisade_common::{Hook, Reason};
+use serde_json::Value;
+
+use self::cluster::{Cluster, text};
+use self::flow::Flow;
+use self::policy::Direction;
+use crate::case::{Endpoint, ObjectChange, PacketStep, Setup};
+
+/// What the oracle says about a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opinion {
+    /// `None`: both are right.
+    pub pass: Option<bool>,
+    /// The reasons that a judge may give; empty: any that fits the verdict.
+    pub reasons: BTreeSet<Reason>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Oracle {
+    setup: Setup,
+    cluster: Cluster,
+    endpoints: BTreeMap<u32, Endpoint>,
+    /// Pods (by uid) that were known and not isolated once: they may have connections that nobody saw being opened.
+    unisolated: BTreeSet<String>,
+    flows: Vec<Flow>,
+    fragments: Vec<FirstFragment>,
+    /// Mid-stream admissions: endpoint and second.
+    midstream: Vec<(u32, u64)>,
+    /// How many instants of change there have been.
+    epoch: u64,
+    changed: bool,
+}
+
+/// A first fragment that passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct FirstFragment {
+    hook: Hook,
+    ifindex: u32,
+    source: IpAddr,
+    destination: IpAddr,
+    id: u32,
+    epoch: u64,
+    time: u64,
+}
+
+/// An endpoint whose pod is known.
+struct Subject<'a> {
+    endpoint: &'a Endpoint,
+    pod: &'a Value,
+    uid: String,
+    egress: bool,
+    ingress: bool,
+}
+
+// === impl Opinion ===
+
+impl Opinion {
+    fn of(reasons: impl IntoIterator<Item = Reason>) -> Self {
+        let reasons: BTreeSet<Reason> = reasons.into_iter().collect();
+        let pass = reasons.first().map(|reason| reason.passes());
+        Self { pass, reasons }
+    }
+
+    fn either() -> Self {
+        Self { pass: None, reasons: BTreeSet::new() }
+    }
+
+    /// Whether a judge that says `reason` agrees.
+    pub fn admits(&self, reason: Reason) -> bool {
+        let pass = self.pass.is_none_or(|pass| pass == reason.passes());
+        pass && (self.reasons.is_empty() || self.reasons.contains(&reason))
+    }
+
+    pub fn describe(&self) -> String {
+        let verdict = match self.pass {
+            Some(true) => "pass",
+            Some(false) => "drop",
+            None => "either",
+        };
+        let names: Vec<&str> = self.reasons.iter().map(|reason| reason.name()).collect();
+        if names.is_empty() { verdict.to_owned() } else { format!("{verdict} ({})", names.join(" or ")) }
+    }
+}
+
+// === impl Oracle ===
+
+impl Oracle {
+    pub fn new(setup: &Setup) -> Self {
+        Self {
+            setup: setup.clone(),
+            cluster: Cluster::default(),
+            endpoints: BTreeMap::new(),
+            unisolated: BTreeSet::new(),
+            flows: Vec::new(),
+            fragments: Vec::new(),
+            midstream: Vec::new(),
+            epoch: 0,
+            changed: false,
+        }
+    }
+
+    pub fn apply(&mut self, change: &ObjectChange) {
+        self.changed = true;
+        match change {
+            ObjectChange::Put(object) => self.cluster.put(object),
+            ObjectChange::Delete(object) => self.cluster.delete(object),
+            ObjectChange::Endpoint(endpoint) => {
+                self.endpoints.insert(endpoint.ifindex, endpoint.clone());
+            }
+            ObjectChange::EndpointGone(ifindex) => {
+                self.endpoints.remove(ifindex);
+            }
+        }
+    }
+
+    /// Everything applied so far holds from now on.
+    pub fn settle(&mut self) {
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        self.epoch += 1;
+        let free: Vec<String> = self
+            .endpoints
+            .values()
+            .filter_map(|endpoint| self.subject(endpoint))
+            .filter(|subject| !subject.egress && !subject.ingress)
+            .map(|subject| subject.uid)
+            .collect();
+        self.unisolated.extend(free);
+    }
+
+    pub fn packet(&mut self, step: &PacketStep) -> Opinion {
+        self.settle();
+        self.judge(step)
+    }
+
+    /// `None`: which pod this is, is not known; the endpoint is closed.
+    fn subject<'a>(&'a self, endpoint: &'a Endpoint) -> Option<Subject<'a>> {
+        let pod = match &endpoint.uid {
+            Some(uid) => self.cluster.pod(uid),
+            None => self.cluster.pod_named(&endpoint.namespace, &endpoint.pod),
+        }?;
+        Some(Subject {
+            endpoint,
+            pod,
+            uid: cluster::uid(pod),
+            egress: policy::isolated(&self.cluster, pod, Direction::Egress),
+            ingress: policy::isolated(&self.cluster, pod, Direction::Ingress),
+        })
+    }
+
+    /// Which pod has this address as a label, for messages.
+    pub fn isolating(&self, ifindex: u32) -> String {
+        let subject = self.endpoints.get(&ifindex).and_then(|endpoint| self.subject(endpoint));
+        match subject {
+            None => "closed".to_owned(),
+            Some(subject) => {
+                let namespace = text(subject.pod, "metadata.namespace");
+                let name = text(subject.pod, "metadata.name");
+                let how = match (subject.egress, subject.ingress) {
+                    (false, false) => "not isolated",
+                    (true, false) => "isolated for egress",
+                    (false, true) => "isolated for ingress",
+                    (true, true) => "isolated both ways",
+                };
+                format!("{namespace}/{name}, {how}")
+            }
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! One packet: DESIGN §5, step by step.
+
+use std::net::IpAddr;
+
+use palisade_common::{Hook, Reason};
+
+use super::cluster::addresses;
+use super::flow::{Admission, Flow, Passage, UNCONFIRMED_LIFE};
+use super::guard::{Own, is_neighbour, violations};
+use super::packet::{self, Body, Icmp, Packet, Upper, is_first, is_later};
+use super::policy::{Direction, Question, admits};
+use super::{FirstFragment, Opinion, Oracle};
+use crate::case::{Existing, PacketStep};
+
+/// Everything about the endpoint that one packet's judgement needs.
+struct Scene {
+    hook: Hook,
+    ifindex: u32,
+    time: u64,
+    /// Identity of the pod; for a closed endpoint, of its veth.
+    identity: String,
+    closed: bool,
+    midstream: bool,
+}
+
+impl Scene {
+    /// The endpoint's part in a flow that the packet's sender opened.
+    fn direction(&self) -> Direction {
+        match self.hook {
+            Hook::FromPod => Direction::Egress,
+            Hook::ToPod => Direction::Ingress,
+        }
+    }
+
+    /// ... that the packet's receiver opened.
+    fn opposite(&self) -> Direction {
+        match self.hook {
+            Hook::FromPod => Direction::Ingress,
+            Hook::ToPod => Direction::Egress,
+        }
+    }
+}
+
+/// What an answer of the policies was, and about which end's opening.
+enum Answer {
+    Admitted,
+    Refused,
+    /// Nobody can say (two live pods claim the address).
+    Unclear,
+}
+
+impl Oracle {
+    pub(super) fn judge(&mut self, step: &PacketStep) -> Opinion {
+        let reading = packet::frame(&step.frame, step.gso);
+        let from_node = step.hook == Hook::ToPod && step.ingress_ifindex == 0;
+        let Some(endpoint) = self.endpoints.get(&step.ifindex) else {
+            return without_endpoint(step.hook, &reading.body, from_node);
+        };
+        let subject = self.subject(endpoint);
+        let closed = subject.is_none();
+        let trusted = self.cluster.trusted(&endpoint.namespace);
+        let own = Own::new(endpoint, subject.as_ref().map(|subject| addresses(subject.pod)).unwrap_or_default());
+        let isolated = subject.as_ref().is_some_and(|subject| subject.egress || subject.ingress);
+        let identity = match &subject {
+            Some(subject) => subject.uid.clone(),
+            None => endpoint.uid.clone().unwrap_or_else(|| format!("{}/{}", endpoint.namespace, endpoint.pod)),
+        };
+        let scene = Scene {
+            hook: step.hook,
+            ifindex: step.ifindex,
+            time: step.time,
+            midstream: endpoint.older || self.unisolated.contains(&identity),
+            identity,
+            closed,
+        };
+        let wrong = if trusted { Vec::new() } else { violations(step.hook, &reading, &own) };
+        if closed && !wrong.is_empty() && !from_node {
+            // What is known of a closed endpoint may be too little to tell, and little passes there anyway.
+            return Opinion { pass: Some(false), ..Opinion::either() };
+        }
+        if !wrong.is_empty() {
+            // The node's own pass always and a pod receives only what is its own: the text does not say which comes first.
+            return if from_node { Opinion::either() } else { refused(wrong, &reading.body, isolated) };
+        }
+        let always = match &reading.body {
+            Body::Arp(_) => true,
+            Body::Ip(Some(packet)) => is_neighbour(step.hook, packet),
+            Body::Ip(None) | Body::Other | Body::Unreadable => false,
+        };
+        if always {
+            let mut reasons = vec![Reason::Neighbour];
+            reasons.extend((!isolated && !closed).then_some(Reason::NotIsolated));
+            reasons.extend(from_node.then_some(Reason::Node));
+            return Opinion::of(reasons);
+        }
+        if !isolated && !closed {
+            // Of a packet without addresses nobody can say whose it is; no host would take it.
+            let unreadable = matches!(reading.body, Body::Ip(None)) && step.hook == Hook::FromPod;
+            let node = from_node.then_some(Reason::Node);
+            return if unreadable {
+                Opinion::either()
+            } else {
+                Opinion::of([Reason::NotIsolated].into_iter().chain(node))
+            };
+        }
+        self.judge_isolated(&scene, &reading.body, from_node)
+    }
+
+    /// What holds where a policy isolates the pod for either direction, or the endpoint is closed.
+    fn judge_isolated(&mut self, scene: &Scene, body: &Body, from_node: bool) -> Opinion {
+        let packet = match body {
+            Body::Ip(Some(packet)) => packet,
+            Body::Ip(None) | Body::Unreadable | Body::Other | Body::Arp(_) if from_node => return Opinion::either(),
+            Body::Ip(None) | Body::Unreadable => return closed_or(scene, [Reason::Malformed]),
+            Body::Other | Body::Arp(_) => return closed_or(scene, [Reason::UnknownProtocol]),
+        };
+        if from_node {
+            self.remember_node(scene, packet);
+            return Opinion::of([Reason::Node]);
+        }
+        if packet.malformed {
+            let chain = packet.chain_incomplete.then_some(Reason::SpoofedFragment);
+            let alone = is_later(packet).then_some(Reason::FragmentAlone);
+            return closed_or(scene, [Reason::Malformed].into_iter().chain(chain).chain(alone));
+        }
+        if scene.closed {
+            return self.judge_closed(scene, packet);
+        }
+        if is_later(packet) {
+            return self.later_fragment(scene, packet);
+        }
+        if let Upper::Icmp(icmp) = &packet.upper
+            && is_error(packet, icmp)
+        {
+            return self.related(scene, packet, icmp);
+        }
+        let opinion = self.judge_flow(scene, packet);
+        if is_first(packet) && opinion.pass == Some(true) {
+            let first = first_fragment(scene, packet, self.epoch);
+            self.fragments.retain(|other| !same_datagram(other, &first));
+            self.fragments.push(first);
+        }
+        opinion
+    }
+
+    /// Only answers to the node pass.
+    fn judge_closed(&self, scene: &Scene, packet: &Packet) -> Opinion {
+        let passage = passage(packet);
+        let answer = scene.hook == Hook::FromPod
+            && !opens(packet)
+            && self.flow(scene, &passage).is_some_and(|flow| {
+                flow.by_node[passage.receiver()] && answers(flow, packet, passage.sender, scene.time)
+            });
+        Opinion::of([if answer && !is_later(packet) { Reason::Reply } else { Reason::Closed }])
+    }
+
+    fn flow(&self, scene: &Scene, passage: &Passage) -> Option<&Flow> {
+        let flow = self.flows.iter().find(|flow| flow.tuple == passage.tuple)?;
+        let lapsed = flow.unconfirmed.is_some_and(|since| scene.time.saturating_sub(since) > UNCONFIRMED_LIFE);
+        (!lapsed).then_some(flow)
+    }
+
+    /// The flow to write to; a lapsed one is another's from now on.
+    fn flow_entry(&mut self, scene: &Scene, passage: &Passage) -> &mut Flow {
+        if self.flow(scene, passage).is_none() {
+            self.flows.retain(|flow| flow.tuple != passage.tuple);
+            self.flows.push(Flow::new(passage.tuple.clone()));
+        }
+        self.flows.iter_mut().find(|flow| flow.tuple == passage.tuple).expect("it was put there")
+    }
+
+    /// The node opens a flow; an answer to what the pod opened is not one.
+    fn remember_node(&mut self, scene: &Scene, packet: &Packet) {
+        let reset = matches!(&packet.upper, Upper::Tcp(tcp) if tcp.rst);
+        let error = matches!(&packet.upper, Upper::Icmp(icmp) if is_error(packet, icmp));
+        if packet.malformed || is_later(packet) || error {
+            return;
+        }
+        let passage = passage(packet);
+        let known = self.flow(scene, &passage);
+        let answer =
+            !opens(packet) && known.is_some_and(|flow| flow.opened[passage.receiver()] && !flow.opened[passage.sender]);
+        if reset && known.is_none() {
+            return;
+        }
+        if !answer && !reset {
+            let flow = self.flow_entry(scene, &passage);
+            flow.opened[passage.sender] = true;
+            flow.by_node[passage.sender] = true;
+        }
+        self.note(scene, packet, &passage);
+    }
+
+    /// Keeps time, and how far TCP is closed, of a packet that passes.
+    fn note(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) {
+        let time = scene.time;
+        let certain = scene.hook == Hook::FromPod;
+        let flow = self.flow_entry(scene, passage);
+        flow.seen[passage.sender] = time;
+        if flow.opened[passage.sender] {
+            flow.unconfirmed = None;
+        }
+        if let Upper::Tcp(tcp) = &packet.upper {
+            flow.follow(tcp, passage.sender, certain);
+        }
+    }
+
+    /// Asks the endpoint's policies whether the packet's sender (its receiver, where `reverse`) may open the flow.
+    fn ask(&self, scene: &Scene, flow: (IpAddr, IpAddr, u8, Option<(u16, u16)>), reverse: bool) -> Answer {
+        let (source, destination, protocol, ports) = flow;
+        let subject = self.endpoints.get(&scene.ifindex).and_then(|endpoint| self.subject(endpoint));
+        let Some(subject) = subject else { return Answer::Refused };
+        let question = Question {
+            subject: subject.pod,
+            direction: if reverse { scene.opposite() } else { scene.direction() },
+            peer: if scene.hook == Hook::FromPod { destination } else { source },
+            protocol,
+            port: ports.map(|(source, destination)| if reverse { source } else { destination }),
+        };
+        match admits(&self.cluster, question) {
+            Some(true) => Answer::Admitted,
+            Some(false) => Answer::Refused,
+            None => Answer::Unclear,
+        }
+    }
+
+    fn kept(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
+        let admission = Admission { opener, direction, endpoint: scene.identity.clone() };
+        self.setup.existing == Existing::Keep && flow.admissions.contains(&admission)
+    }
+
+    /// A packet of a flow, with its whole headers.
+    fn judge_flow(&mut self, scene: &Scene, packet: &Packet) -> Opinion {
+        let passage = passage(packet);
+        if opens(packet) {
+            return self.own_direction(scene, packet, &passage, [Reason::Allowed, Reason::Established].as_slice());
+        }
+        let connected = matches!(packet.protocol, 6 | 132);
+        let Some(flow) = self.flow(scene, &passage) else {
+            if connected && scene.midstream {
+                return self.judge_midstream(scene, packet, &passage);
+            }
+            return self.own_direction(scene, packet, &passage, &[Reason::Allowed]);
+        };
+        let (sender, receiver) = (passage.sender, passage.receiver());
+        let (forward, backward) = (flow.opened[sender], flow.opened[receiver]);
+        let closed = flow.closed();
+        let answering = backward && answers(flow, packet, sender, scene.time);
+        let forward_kept = self.kept(scene, flow, sender, scene.direction());
+        let reply_kept = self.kept(scene, flow, receiver, scene.opposite());
+        let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
+        if forward {
+            match self.ask(scene, tuple_of(packet), false) {
+                Answer::Unclear => return self.undecided(&passage),
+                Answer::Refused if !forward_kept => {}
+                Answer::Admitted | Answer::Refused => {
+                    self.admit(scene, &passage, sender, scene.direction());
+                    self.note(scene, packet, &passage);
+                    let mut reasons = vec![Reason::Established, Reason::Allowed];
+                    reasons.extend(forward_kept.then_some(Reason::Kept));
+                    // Both ends may have opened it, and then it is also a reply.
+                    reasons.extend(answering.then_some(Reason::Reply));
+                    return Opinion::of(reasons);
+                }
+            }
+        }
+        if answering {
+            let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
+            match answer {
+                Answer::Unclear => return self.undecided(&passage),
+                Answer::Refused if !reply_kept => {}
+                Answer::Admitted | Answer::Refused => {
+                    if !from_node {
+                        self.admit(scene, &passage, receiver, scene.opposite());
+                    }
+                    self.note(scene, packet, &passage);
+                    return Opinion::of([Reason::Reply].into_iter().chain(reply_kept.then_some(Reason::Kept)));
+                }
+            }
+        }
+        if forward || (connected && backward && !closed) {
+            return Opinion::of([Reason::NoRule, Reason::Revoked]);
+        }
+        self.own_direction(scene, packet, &passage, &[Reason::Allowed])
+    }
+
+    /// Judged as an opening of its own, whatever is known.
+    fn own_direction(&mut self, scene: &Scene, packet: &Packet, passage: &Passage, reasons: &[Reason]) -> Opinion {
+        match self.ask(scene, tuple_of(packet), false) {
+            Answer::Unclear => self.undecided(passage),
+            Answer::Refused => Opinion::of([Reason::NoRule, Reason::Revoked]),
+            Answer::Admitted => {
+                self.admit(scene, passage, passage.sender, scene.direction());
+                self.note(scene, packet, passage);
+                Opinion::of(reasons.iter().copied())
+            }
+        }
+    }
+
+    fn admit(&mut self, scene: &Scene, passage: &Passage, opener: usize, direction: Direction) {
+        let admission = Admission { opener, direction, endpoint: scene.identity.clone() };
+        self.flow_entry(scene, passage).admit(admission);
+    }
+
+    /// From now on every verdict about this flow may be either.
+    fn undecided(&mut self, passage: &Passage) -> Opinion {
+        self.flows.retain(|flow| flow.tuple != passage.tuple);
+        Opinion::either()
+    }
+
+    /// A segment of a connection nobody saw being opened.
+    fn judge_midstream(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) -> Opinion {
+        let (source_port, destination_port) = tuple_of(packet).3.expect("TCP and SCTP have ports");
+        let local = if scene.hook == Hook::FromPod { source_port } else { destination_port };
+        let listening = self.endpoints.get(&scene.ifindex).and_then(|endpoint| endpoint.listening.as_ref());
+        let opened_by_sender = listening.map(|ports| ports.contains(&local) == (scene.hook == Hook::ToPod));
+        if opened_by_sender != Some(false) {
+            let opinion = self.own_direction(scene, packet, passage, &[Reason::Allowed, Reason::Midstream]);
+            if opinion.pass != Some(false) || opened_by_sender == Some(true) {
+                return opinion;
+            }
+        }
+        match self.ask(scene, tuple_of(packet), true) {
+            Answer::Unclear => return self.undecided(passage),
+            Answer::Refused => return Opinion::of([Reason::NoRule]),
+            Answer::Admitted => {}
+        }
+        let second = (scene.ifindex, scene.time / 1_000_000_000);
+        let taken = self.midstream.iter().filter(|other| **other == second).count();
+        if taken >= self.setup.midstream_budget as usize {
+            return Opinion::of([Reason::MidstreamBudget]);
+        }
+        self.midstream.push(second);
+        self.admit(scene, passage, passage.receiver(), scene.opposite());
+        self.flow_entry(scene, passage).unconfirmed = Some(scene.time);
+        self.note(scene, packet, passage);
+        Opinion::of([Reason::Midstream])
+    }
+
+    /// SEMANTICS 14.2: an error about a flow that would pass, told to who sent the quoted packet.
+    fn related(&self, scene: &Scene, error: &Packet, icmp: &Icmp) -> Opinion {
+        let refused = Opinion::of([Reason::UnrelatedError]);
+        let Some(quoted) = packet::quoted(&icmp.content, error.source) else { return refused };
+        if quoted.source != error.destination {
+            return refused;
+        }
+        let ports = (quoted.source_port, quoted.destination_port);
+        let flow = (quoted.source, quoted.destination, quoted.protocol, has_ports(quoted.protocol).then_some(ports));
+        let passage = Passage::new((quoted.source, ports.0), (quoted.destination, ports.1), quoted.protocol);
+        // The quoted packet went the other way.
+        let hook = match scene.hook {
+            Hook::FromPod => Hook::ToPod,
+            Hook::ToPod => Hook::FromPod,
+        };
+        let there = Scene { hook, identity: scene.identity.clone(), ..*scene };
+        let Some(known) = self.flow(&there, &passage) else { return refused };
+        let mut unclear = false;
+        for (opener, direction, reverse) in
+            [(passage.sender, there.direction(), false), (passage.receiver(), there.opposite(), true)]
+        {
+            if !known.opened[opener] {
+                continue;
+            }
+            let by_node = known.by_node[opener] && direction == Direction::Ingress;
+            let kept = self.kept(&there, known, opener, direction);
+            match self.ask(&there, flow, reverse) {
+                Answer::Unclear => unclear = true,
+                Answer::Refused if !kept && !by_node => {}
+                Answer::Admitted | Answer::Refused => return Opinion::of([Reason::RelatedError]),
+            }
+        }
+        if unclear { Opinion::either() } else { refused }
+    }
+
+    /// SEMANTICS 14.3: follows its first fragment.
+    fn later_fragment(&self, scene: &Scene, packet: &Packet) -> Opinion {
+        let wanted = first_fragment(scene, packet, self.epoch);
+        let first = self.fragments.iter().find(|first| same_datagram(first, &wanted));
+        match first {
+            None => Opinion::of([Reason::FragmentAlone]),
+            Some(first) if first.epoch == self.epoch => Opinion::of([Reason::Fragment]),
+            // Whether a change reached the first fragment's judgement is the judge's business: it may ask for a new one.
+            Some(_) => Opinion::either(),
+        }
+    }
+}
+
+fn without_endpoint(hook: Hook, body: &Body, from_node: bool) -> Opinion {
+    let neighbour = match body {
+        Body::Arp(_) => true,
+        Body::Ip(Some(packet)) => is_neighbour(hook, packet),
+        Body::Ip(None) | Body::Other | Body::Unreadable => false,
+    };
+    match (from_node, neighbour) {
+        (true, _) => Opinion::of([Reason::Node, Reason::Neighbour]),
+        // Advertisements and redirects are for pods that are known.
+        (false, true) => Opinion { pass: None, reasons: [Reason::Neighbour, Reason::Closed].into() },
+        (false, false) => Opinion::of([Reason::Closed]),
+    }
+}
+
+fn closed_or(scene: &Scene, reasons: impl IntoIterator<Item = Reason>) -> Opinion {
+    Opinion::of(reasons.into_iter().chain(scene.closed.then_some(Reason::Closed)))
+}
+
+/// A refusal for what a pod may not send or receive; where a policy isolates it, what else is wrong may be named as well.
+fn refused(mut reasons: Vec<Reason>, body: &Body, isolated: bool) -> Opinion {
+    let malformed = match body {
+        Body::Ip(Some(packet)) => packet.malformed,
+        Body::Ip(None) | Body::Unreadable => true,
+        Body::Arp(_) | Body::Other => false,
+    };
+    reasons.extend((malformed && isolated).then_some(Reason::Malformed));
+    Opinion::of(reasons)
+}
+
+fn is_error(packet: &Packet, icmp: &Icmp) -> bool {
+    match packet.source {
+        IpAddr::V4(_) => matches!(icmp.kind, 3 | 4 | 11 | 12),
+        IpAddr::V6(_) => matches!(icmp.kind, 1..=4),
+    }
+}
+
+fn is_echo_request(packet: &Packet, icmp: &Icmp) -> bool {
+    icmp.kind == if packet.source.is_ipv4() { 8 } else { 128 }
+}
+
+fn is_echo_reply(packet: &Packet, icmp: &Icmp) -> bool {
+    icmp.kind == if packet.source.is_ipv4() { 0 } else { 129 }
+}
+
+/// A packet that opens a flow and can never be a reply.
+fn opens(packet: &Packet) -> bool {
+    match &packet.upper {
+        Upper::Tcp(tcp) => tcp.syn && !tcp.ack,
+        Upper::Sctp { init, .. } => *init,
+        Upper::Icmp(icmp) => is_echo_request(packet, icmp),
+        Upper::None | Upper::Udp { .. } | Upper::Other => false,
+    }
+}
+
+fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, 6 | 17 | 132)
+}
+
+/// Source, destination, protocol, and the ports where the protocol has such.
+fn tuple_of(packet: &Packet) -> (IpAddr, IpAddr, u8, Option<(u16, u16)>) {
+    let ports = match &packet.upper {
+        Upper::Tcp(tcp) => Some((tcp.source, tcp.destination)),
+        Upper::Udp { source, destination } | Upper::Sctp { source, destination, .. } => Some((*source, *destination)),
+        Upper::Icmp(_) | Upper::None | Upper::Other => None,
+    };
+    (packet.source, packet.destination, packet.protocol, ports)
+}
+
+/// Which flow: the identifier of an echo stands for both ports.
+fn passage(packet: &Packet) -> Passage {
+    let (source, destination, protocol, ports) = tuple_of(packet);
+    let (from, to) = match (&packet.upper, ports) {
+        (_, Some(ports)) => ports,
+        (Upper::Icmp(icmp), None) if is_echo_request(packet, icmp) || is_echo_reply(packet, icmp) => (icmp.id, icmp.id),
+        (_, None) => (0, 0),
+    };
+    Passage::new((source, from), (destination, to), protocol)
+}
+
+/// Whether a packet of the end that did not open the flow answers it.
+fn answers(flow: &Flow, packet: &Packet, sender: usize, time: u64) -> bool {
+    match &packet.upper {
+        Upper::Tcp(tcp) => flow.answers(tcp, sender, time),
+        Upper::Udp { .. } | Upper::Sctp { .. } | Upper::Icmp(_) | Upper::None | Upper::Other => true,
+    }
+}
+
+fn first_fragment(scene: &Scene, packet: &Packet, epoch: u64) -> FirstFragment {
+    FirstFragment {
+        hook: scene.hook,
+        ifindex: scene.ifindex,
+        source: packet.source,
+        destination: packet.destination,
+        id: packet.fragment.map_or(0, |fragment| fragment.id),
+        epoch,
+        time: scene.time,
+    }
+}
+
+fn same_datagram(one: &FirstFragment, other: &FirstFragment) -> bool {
+    (one.hook, one.ifindex, one.source, one.destination, one.id)
+        == (other.hook, other.ifindex, other.source, other.destination, other.id)
+}
