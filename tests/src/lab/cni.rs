@@ -1,13 +1,14 @@
 //! CNI calls through libcni, by the Go program tests/go/cni, in a node's namespace.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::{Netns, programs};
+use super::{Guard, Netns, programs};
 
 pub struct Call {
     pub command: &'static str,
@@ -20,14 +21,15 @@ pub struct Call {
 }
 
 pub struct Runner {
+    guard: Guard,
     netns: Netns,
     plugins: PathBuf,
     folder: PathBuf,
 }
 
 impl Runner {
-    pub fn new(netns: &Netns, folder: &Path) -> Result<Self> {
-        Ok(Self { netns: netns.clone(), plugins: programs::cni()?, folder: folder.to_owned() })
+    pub fn new(guard: &Guard, netns: &Netns, folder: &Path) -> Result<Self> {
+        Ok(Self { guard: guard.clone(), netns: netns.clone(), plugins: programs::cni()?, folder: folder.to_owned() })
     }
 
     /// The results in the order of the calls.
@@ -53,8 +55,10 @@ impl Runner {
             .current_dir(&self.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .process_group(0)
             .spawn()
             .context("cannot run palisade-cni-runner")?;
+        self.guard.process(child.id());
         let mut stdin = child.stdin.take().expect("stdin was asked for above");
         // On a thread of its own: with many calls both pipes fill.
         let writer = std::thread::spawn(move || stdin.write_all(requests.as_bytes()));

@@ -1,6 +1,6 @@
 //! Removes what a lab has made, also when the lab's process is killed: a child that waits for the end of a pipe.
 //!
-//! Whatever is made is first told to the guard. The list is also a file in the lab's folder, from which a lab that was
+//! Whatever is to be made is first told to the guard, so that nothing can fall between. The list is also a file in the lab's folder, from which a lab that was
 //! left standing on purpose is removed later. Processes are ended by their id, and only if they are still the same.
 
 use std::fs;
@@ -8,47 +8,52 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::programs;
 
 const LIST: &str = "made";
 const KEEP: &str = "keep";
 
+/// Cheap to clone.
+#[derive(Clone)]
 pub struct Guard {
-    child: Mutex<Option<Child>>,
+    child: Arc<GuardProcess>,
 }
+
+struct GuardProcess(Mutex<Option<Child>>);
 
 impl Guard {
     pub fn start(folder: &Path) -> Result<Self> {
         let program = programs::helper()?;
-        let child = Command::new(&program)
+        let mut child = Command::new(&program)
             .arg("guard")
             .arg(folder)
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             // A group of its own: Ctrl-C ends the lab's process, and the guard then does its work.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot run {}", program.display()))?;
-        Ok(Self { child: Mutex::new(Some(child)) })
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("stdout was asked for above")).read_line(&mut line)?;
+        ensure!(line == "ready\n", "the guard of {} did not start", folder.display());
+        Ok(Self { child: Arc::new(GuardProcess(Mutex::new(Some(child)))) })
     }
 
     pub fn netns(&self, name: &str) {
         self.tell(&format!("netns {name}"));
     }
 
-    pub fn folder(&self, path: &Path) {
-        self.tell(&format!("folder {}", path.display()));
-    }
-
     pub fn mount(&self, path: &Path) {
         self.tell(&format!("mount {}", path.display()));
     }
 
+    /// The leader of a process group, and so whatever it starts.
     pub fn process(&self, pid: u32) {
         if let Some(start) = start_time(pid) {
             self.tell(&format!("process {pid} {start}"));
@@ -58,19 +63,21 @@ impl Guard {
     /// From now on nothing is removed when the lab's process ends.
     pub fn keep(&self) -> Result<()> {
         self.tell(KEEP);
-        self.finish()
+        self.child.finish()
     }
 
     /// A guard that has gone is no reason to fail: what it was told is in its file.
     fn tell(&self, line: &str) {
-        let mut child = self.child.lock().expect("nobody panics while holding this");
+        let mut child = self.child.0.lock().expect("nobody panics while holding this");
         if let Some(stdin) = child.as_mut().and_then(|child| child.stdin.as_mut()) {
             let _ = writeln!(stdin, "{line}");
         }
     }
+}
 
+impl GuardProcess {
     fn finish(&self) -> Result<()> {
-        let child = self.child.lock().expect("nobody panics while holding this").take();
+        let child = self.0.lock().expect("nobody panics while holding this").take();
         if let Some(mut child) = child {
             drop(child.stdin.take());
             child.wait().context("the guard cannot be waited for")?;
@@ -79,16 +86,19 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for GuardProcess {
     fn drop(&mut self) {
         let _ = self.finish();
     }
 }
 
-/// The guard's own process: reads until the end, then removes.
+/// The guard's own process: makes the lab's folder, reads until the end, then removes.
 pub fn watch(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let list = folder.join(LIST);
     let mut file = fs::File::create(&list).with_context(|| format!("cannot write {}", list.display()))?;
+    writeln!(file, "folder {}", folder.display())?;
+    println!("ready");
     for line in BufReader::new(std::io::stdin()).lines() {
         let line = line?;
         if line == KEEP {
@@ -123,7 +133,7 @@ fn remove(line: &str) -> Result<()> {
                 && let Some(pid) = Pid::from_raw(i32::try_from(pid)?)
             {
                 // It may end between the question and the signal.
-                let _ = kill_process(pid, Signal::KILL);
+                let _ = kill_process_group(pid, Signal::KILL);
             }
             Ok(())
         }

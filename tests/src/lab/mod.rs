@@ -59,12 +59,11 @@ impl Lab {
         ensure!(rustix::process::geteuid().is_root(), "the lab makes network namespaces, which takes root");
         let prefix = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = Path::new(ROOT).join(&prefix);
-        fs::create_dir_all(folder.join("bpf")).with_context(|| format!("cannot make {}", folder.display()))?;
         let guard = Guard::start(&folder)?;
-        guard.folder(&folder);
         let bpffs = folder.join("bpf");
-        rustix::mount::mount("bpf", &bpffs, "bpf", MountFlags::empty(), None).context("cannot mount a bpffs")?;
+        fs::create_dir(&bpffs)?;
         guard.mount(&bpffs);
+        rustix::mount::mount("bpf", &bpffs, "bpf", MountFlags::empty(), None).context("cannot mount a bpffs")?;
         let underlay = Netns::create(&guard, &format!("{prefix}-underlay"))?;
         let [v4, v6] = Self::UNDERLAY;
         underlay.ip(&[

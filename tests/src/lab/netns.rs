@@ -22,7 +22,6 @@ pub struct Netns {
 
 impl Netns {
     pub fn create(guard: &Guard, name: &str) -> Result<Self> {
-        // Told before it is made, so that nothing can fall between.
         guard.netns(name);
         let status = Command::new("ip").args(["netns", "add", name]).status().context("cannot run ip")?;
         ensure!(status.success(), "ip netns add {name}: {status}");

@@ -44,7 +44,7 @@ impl Lab {
         ])?;
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder)?;
-        let runner = Runner::new(&netns, &folder)?;
+        let runner = Runner::new(self.guard(), &netns, &folder)?;
         let node =
             Node { name: name.into(), number, netns, addresses, pin_dir: self.bpffs().join(name), folder, runner };
         node.write_network()?;

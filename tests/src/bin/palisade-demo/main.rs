@@ -48,12 +48,13 @@ fn demo(keep: bool) -> Result<()> {
     println!("palisade agent --manifests {} ... is ready: no policy yet", scene.manifests.folder.display());
 
     heading("The policies");
-    let applied = scene.apply_policies()?;
+    scene.apply_policies()?;
+    let enforced = scene.time_to_refusal()?;
+    println!("Enforced {} ms after the last file was written.", enforced.as_millis());
 
     heading("Who reaches whom after");
     let after = scene.settled(Duration::from_secs(5))?;
     println!("{}", table::reachability(&scene, &after));
-    println!("The last answer changed {:.0?} after the last policy was written.", applied.elapsed());
     println!("{}", verdict(&scene, &after));
 
     heading("Refused connections, from the agent's log");

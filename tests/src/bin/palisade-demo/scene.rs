@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use palisade_tests::lab::probe::{Probe, ask_all};
 use palisade_tests::lab::server::Server;
 use palisade_tests::lab::{Lab, Manifests, Netns, Node, Outcome, Pod, PodSpec, Transport, objects};
@@ -112,8 +112,8 @@ impl Scene {
         }
     }
 
-    /// Writes the policies one by one; returns when the last one was written.
-    pub fn apply_policies(&self) -> Result<Instant> {
+    /// Prints the policies and writes them, one after the other.
+    pub fn apply_policies(&self) -> Result<()> {
         for (namespace, name, spec) in POLICIES {
             println!("{namespace}/{name}:");
             for line in spec.lines() {
@@ -123,7 +123,22 @@ impl Scene {
         for (namespace, name, spec) in POLICIES {
             self.manifests.put(&objects::policy(namespace, name, spec)?)?;
         }
-        Ok(Instant::now())
+        Ok(())
+    }
+
+    /// How long a connection that the last policy forbids is still possible: new ones are tried one after the other.
+    pub fn time_to_refusal(&self) -> Result<Duration> {
+        let (web, api) = (&self.pods[0], &self.pods[1]);
+        let to = SocketAddr::new(web.ipv4(), web.ports[0].2);
+        let probe = Probe { from: api.netns.clone(), transport: Transport::Tcp, to };
+        let start = Instant::now();
+        loop {
+            let asked = start.elapsed();
+            if !probe.ask_within(Duration::from_millis(200)).reached() {
+                return Ok(asked);
+            }
+            ensure!(asked < Duration::from_secs(10), "{to} is still reached {asked:?} after the policies were written");
+        }
     }
 
     /// Who asks, in the table's order.
