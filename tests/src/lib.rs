@@ -2,5 +2,9 @@
 
 pub mod case;
 pub mod frame;
+<<<<<<< HEAD
 pub mod judges;
+=======
+pub mod lab;
+>>>>>>> lab
 pub mod oracle;

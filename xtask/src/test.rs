@@ -6,7 +6,6 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 
 use crate::command::{output, run};
-use crate::lab::{AGENT_VARIABLE, CNI_VARIABLE, CONTROL_PLANE_VARIABLE, HELPER_VARIABLE, build_helpers};
 use crate::{build, paths, setup};
 
 struct Stage {
@@ -88,14 +87,9 @@ fn live() -> Result<()> {
     ensure!(user.trim() == "0", "the live tests load programs and make network namespaces: run this as root");
     let toolchain = setup::toolchain()?;
     let object = build::kernel_programs(&toolchain)?;
-    let cni = setup::lab()?;
-    let control_plane = setup::control_plane()?;
-    build_helpers()?;
+    setup::lab()?;
+    setup::control_plane()?;
     // One at a time: the lab's labs can live side by side, but two cores cannot keep their deadlines.
     run(cargo(&["test", "--package", "palisade-tests", "--features", "live", "--", "--test-threads=1"])
-        .env("PALISADE_EBPF_OBJECT", object)
-        .env(AGENT_VARIABLE, paths::target().join("release/palisade"))
-        .env(CNI_VARIABLE, cni)
-        .env(CONTROL_PLANE_VARIABLE, control_plane)
-        .env(HELPER_VARIABLE, paths::target().join("debug/palisade-lab")))
+        .env("PALISADE_EBPF_OBJECT", object))
 }

@@ -7,11 +7,14 @@ mod packages;
 mod rust;
 mod sources;
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::command::step;
+use crate::paths;
 pub use rust::Compiler;
 
 /// What building the kernel programs needs.
@@ -27,16 +30,28 @@ pub fn toolchain() -> Result<Toolchain> {
     Ok(Toolchain { compiler, linker })
 }
 
-/// The programs that the lab calls, and the folder with libcni's runner and the plugins.
-pub fn lab() -> Result<PathBuf> {
+/// The programs that the lab calls, and libcni's runner with the plugins as `target/lab/cni`.
+pub fn lab() -> Result<()> {
     step("packages of the lab", packages::provide)?;
     step("Go 1.26", go::check)?;
-    step("CNI runner and plugins", go::provide_cni)
+    let folder = step("CNI runner and plugins", go::provide_cni)?;
+    link("cni", &folder)
 }
 
-/// The folder with etcd and kube-apiserver.
-pub fn control_plane() -> Result<PathBuf> {
-    step("etcd and kube-apiserver", go::provide_control_plane)
+/// etcd and kube-apiserver as `target/lab/control-plane`.
+pub fn control_plane() -> Result<()> {
+    let folder = step("etcd and kube-apiserver", go::provide_control_plane)?;
+    link("control-plane", &folder)
+}
+
+/// Beside what cargo builds, where the lab library looks for it.
+fn link(name: &str, folder: &Path) -> Result<()> {
+    let place = paths::target().join("lab").join(name);
+    fs::create_dir_all(place.parent().expect("it lies in a folder"))?;
+    if place.is_symlink() {
+        fs::remove_file(&place)?;
+    }
+    symlink(folder, &place).with_context(|| format!("cannot link {}", place.display()))
 }
 
 pub fn all() -> Result<()> {

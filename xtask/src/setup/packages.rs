@@ -8,7 +8,7 @@ use crate::command::{output, present};
 
 /// Program and the package that has it.
 const PROGRAMS: &[(&str, &str)] =
-    &[("ip", "iproute2"), ("bridge", "iproute2"), ("iptables", "iptables"), ("bpftool", "bpftool")];
+    &[("ip", "iproute2"), ("bridge", "iproute2"), ("bpftool", "bpftool"), ("openssl", "openssl")];
 
 pub fn provide() -> Result<((), String)> {
     let mut missing: Vec<&str> =

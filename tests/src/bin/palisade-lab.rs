@@ -1,0 +1,53 @@
+//! The lab's helper: the processes that live in a lab's namespaces, and probes by hand in a lab that was kept.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use palisade_tests::lab::{Transport, guard, probe, server};
+
+const USAGE: &str = "\
+usage: palisade-lab connect tcp|udp ADDRESS:PORT      who answers, from the namespace it is run in
+       palisade-lab serve NAME TCP-PORTS UDP-PORTS    servers that answer with NAME; ports are separated by commas
+       palisade-lab clean FOLDER                      removes a lab that was left standing
+       palisade-lab guard FOLDER                      (used by the lab) removes it when stdin ends
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("palisade-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[&str]) -> Result<ExitCode> {
+    match arguments {
+        ["serve", name, tcp, udp] => server::serve(name, &ports(tcp)?, &ports(udp)?)?,
+        ["guard", folder] => guard::watch(Path::new(folder))?,
+        ["clean", folder] => guard::clean(Path::new(folder))?,
+        ["connect", transport, to] => {
+            let transport = match *transport {
+                "tcp" => Transport::Tcp,
+                "udp" => Transport::Udp,
+                other => bail!("`{other}` is neither tcp nor udp"),
+            };
+            let outcome = probe::ask(transport, to.parse::<SocketAddr>()?, probe::DEADLINE);
+            println!("{outcome}");
+            return Ok(if outcome.reached() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return Ok(ExitCode::from(2));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ports(list: &str) -> Result<Vec<u16>> {
+    list.split(',').filter(|port| !port.is_empty()).map(|port| Ok(port.parse()?)).collect()
+}

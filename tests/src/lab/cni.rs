@@ -1,0 +1,79 @@
+//! CNI calls through libcni, by the Go program tests/go/cni, in a node's namespace.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::{Value, json};
+
+use super::{Guard, Netns, programs};
+
+pub struct Call {
+    pub command: &'static str,
+    pub conflist: PathBuf,
+    pub cache: PathBuf,
+    pub interface: &'static str,
+    pub container_id: String,
+    pub netns: PathBuf,
+    pub args: Vec<[String; 2]>,
+}
+
+pub struct Runner {
+    guard: Guard,
+    netns: Netns,
+    plugins: PathBuf,
+    folder: PathBuf,
+}
+
+impl Runner {
+    pub fn new(guard: &Guard, netns: &Netns, folder: &Path) -> Result<Self> {
+        Ok(Self { guard: guard.clone(), netns: netns.clone(), plugins: programs::cni()?, folder: folder.to_owned() })
+    }
+
+    /// The results in the order of the calls.
+    pub fn call(&self, calls: &[Call]) -> Result<Vec<Result<Value>>> {
+        let mut requests = String::new();
+        for call in calls {
+            let request = json!({
+                "command": call.command,
+                "conflist": call.conflist,
+                "plugins": self.plugins,
+                "cache": call.cache,
+                "containerId": call.container_id,
+                "netns": call.netns,
+                "ifName": call.interface,
+                "args": call.args,
+            });
+            requests.push_str(&request.to_string());
+            requests.push('\n');
+        }
+        let mut child = self
+            .netns
+            .command(self.plugins.join("palisade-cni-runner"))
+            .current_dir(&self.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .context("cannot run palisade-cni-runner")?;
+        self.guard.process(child.id());
+        let mut stdin = child.stdin.take().expect("stdin was asked for above");
+        // On a thread of its own: with many calls both pipes fill.
+        let writer = std::thread::spawn(move || stdin.write_all(requests.as_bytes()));
+        let output = child.wait_with_output()?;
+        writer.join().expect("writing does not panic")?;
+        ensure!(output.status.success(), "palisade-cni-runner: {}", output.status);
+        let answers: Vec<Value> =
+            serde_json::Deserializer::from_slice(&output.stdout).into_iter().collect::<Result<_, _>>()?;
+        ensure!(answers.len() == calls.len(), "{} calls, {} answers", calls.len(), answers.len());
+        Ok(answers
+            .into_iter()
+            .map(|mut answer| match answer.get("error").and_then(Value::as_str) {
+                Some(error) => Err(anyhow!("{error}")),
+                None => Ok(answer["result"].take()),
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,295 @@
+//! A real API server with its etcd, on the underlay: objects written to it as a client does, and a kubeconfig for agents.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+
+use super::{Guard, Lab, Netns, Node, Pod, PodSpec, objects, programs};
+
+/// Both servers; dropping them ends them. They live in the underlay's namespace, so their ports are always free.
+pub struct ControlPlane {
+    netns: Netns,
+    folder: PathBuf,
+    children: Vec<Child>,
+    programs: PathBuf,
+    /// For agents: a certificate of an administrator.
+    pub kubeconfig: PathBuf,
+}
+
+const PORT: u16 = 6443;
+const ETCD: &str = "http://127.0.0.1:2379";
+const ETCD_PEER: &str = "http://127.0.0.1:2380";
+
+impl ControlPlane {
+    /// Starts both and waits until the API server is ready.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let folder = lab.folder.join("control-plane");
+        fs::create_dir_all(&folder)?;
+        write_keys(&folder)?;
+        let kubeconfig = folder.join("admin.kubeconfig");
+        fs::write(&kubeconfig, serde_norway::to_string(&kubeconfig_of(&folder))?)?;
+        let mut plane = Self {
+            netns: lab.underlay.clone(),
+            folder,
+            children: Vec::new(),
+            programs: programs::control_plane()?,
+            kubeconfig,
+        };
+        plane.start_etcd(lab.guard())?;
+        plane.start_api_server(lab.guard())?;
+        Ok(plane)
+    }
+
+    fn start_etcd(&mut self, guard: &Guard) -> Result<()> {
+        let data = self.folder.join("etcd");
+        let arguments = [
+            "--name=lab".to_owned(),
+            format!("--data-dir={}", data.display()),
+            format!("--listen-client-urls={ETCD}"),
+            format!("--advertise-client-urls={ETCD}"),
+            format!("--listen-peer-urls={ETCD_PEER}"),
+            format!("--initial-advertise-peer-urls={ETCD_PEER}"),
+            format!("--initial-cluster=lab={ETCD_PEER}"),
+            "--unsafe-no-fsync".to_owned(),
+            "--log-level=warn".to_owned(),
+        ];
+        self.spawn(guard, "etcd", &arguments)
+    }
+
+    fn start_api_server(&mut self, guard: &Guard) -> Result<()> {
+        let file = |name: &str| self.folder.join(name).display().to_string();
+        let [address, _] = Lab::UNDERLAY;
+        let arguments = [
+            format!("--etcd-servers={ETCD}"),
+            format!("--bind-address={address}"),
+            format!("--secure-port={PORT}"),
+            format!("--advertise-address={address}"),
+            "--endpoint-reconciler-type=none".to_owned(),
+            // Else an open watch holds up the end for a minute.
+            "--shutdown-watch-termination-grace-period=1s".to_owned(),
+            format!("--tls-cert-file={}", file("server.crt")),
+            format!("--tls-private-key-file={}", file("server.key")),
+            format!("--client-ca-file={}", file("ca.crt")),
+            "--authorization-mode=RBAC".to_owned(),
+            "--allow-privileged=true".to_owned(),
+            // Pods of the lab have no accounts.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-key-file={}", file("account.crt")),
+            format!("--service-account-signing-key-file={}", file("account.key")),
+            "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112".to_owned(),
+        ];
+        self.spawn(guard, "kube-apiserver", &arguments)?;
+        self.wait_ready()
+    }
+
+    fn spawn(&mut self, guard: &Guard, name: &str, arguments: &[String]) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.folder.join(format!("{name}.log")))?;
+        let child = self
+            .netns
+            .command(self.programs.join(name))
+            .args(arguments)
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot run {name}"))?;
+        guard.process(child.id());
+        self.children.push(child);
+        Ok(())
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(90);
+        let [address, _] = Lab::UNDERLAY;
+        let to = SocketAddr::new(address, PORT);
+        loop {
+            let listens = self.netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1))).is_ok();
+            if listens && self.ready().is_ok() {
+                return Ok(());
+            }
+            for child in &mut self.children {
+                if let Some(status) = child.try_wait()? {
+                    bail!("the control plane stopped: {status}\n{}", self.log_tail());
+                }
+            }
+            ensure!(Instant::now() < end, "the API server is not ready\n{}", self.log_tail());
+            // There is no event to wait for from outside.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A list is answered with 403 for a moment after the start, so /readyz alone does not tell.
+    fn ready(&self) -> Result<()> {
+        self.with_client(async |client| {
+            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Namespace"));
+            Api::<DynamicObject>::all_with(client, &resource).get("default").await?;
+            Ok(())
+        })
+    }
+
+    /// The folder is gone with the lab, so an error carries what it needs.
+    fn log_tail(&self) -> String {
+        ["etcd.log", "kube-apiserver.log"]
+            .iter()
+            .filter_map(|name| fs::read_to_string(self.folder.join(name)).ok())
+            .flat_map(|text| text.lines().rev().take(8).map(str::to_owned).collect::<Vec<_>>().into_iter().rev())
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// SIGKILL to the API server, or a new one over the same etcd.
+    pub fn kill_api_server(&mut self) -> Result<()> {
+        let mut child = self.children.pop().context("the API server runs")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    pub fn restart_api_server(&mut self, guard: &Guard) -> Result<()> {
+        self.start_api_server(guard)
+    }
+
+    /// Creates or changes an object, its status included.
+    pub fn put(&self, object: &Value) -> Result<()> {
+        self.with_client(async |client| put(client, object).await)
+    }
+
+    /// A pod's birth as in a cluster: the object first, whose UID the CNI call carries, and its addresses after that.
+    pub fn start_pod(&self, lab: &Lab, node: &Node, mut spec: PodSpec) -> Result<Pod> {
+        let object = objects::scheduled(&spec, node);
+        self.put(&object)?;
+        spec.uid = self.get(&object)?["metadata"]["uid"].as_str().map(str::to_owned);
+        let pod = node.start_pod(lab, spec)?;
+        self.put(&objects::pod(&pod, node))?;
+        Ok(pod)
+    }
+
+    /// Many with one connection, in order.
+    pub fn put_all(&self, objects: &[Value]) -> Result<()> {
+        self.with_client(async |client| {
+            for object in objects {
+                put(client.clone(), object).await?;
+            }
+            Ok(())
+        })
+    }
+
+    pub fn remove(&self, object: &Value) -> Result<()> {
+        self.with_client(async |client| {
+            let (api, name) = api_of(client, object)?;
+            // No kubelet is there to finish a pod's grace period.
+            api.delete(&name, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
+            Ok(())
+        })
+    }
+
+    /// A field of the object as it is there; its UID, say.
+    pub fn get(&self, object: &Value) -> Result<Value> {
+        self.with_client(async |client| {
+            let (api, name) = api_of(client, object)?;
+            Ok(serde_json::to_value(api.get(&name).await?)?)
+        })
+    }
+
+    /// Inside the underlay's namespace, with a connection of its own.
+    fn with_client<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
+        self.netns.run(|| {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+                work(Client::try_from(config)?).await
+            })
+        })
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+async fn put(client: Client, object: &Value) -> Result<()> {
+    let (api, name) = api_of(client, object)?;
+    let mut body = object.clone();
+    // The server gives the UID, and takes the status only at its own address.
+    body["metadata"].as_object_mut().context("an object has metadata")?.remove("uid");
+    let status = body.as_object_mut().context("an object is a map")?.remove("status");
+    let parameters = PatchParams::apply("palisade-lab").force();
+    api.patch(&name, &parameters, &Patch::Apply(&body)).await.with_context(|| format!("cannot write {name}"))?;
+    if let Some(status) = status {
+        // Merged, not applied: a dual-stack node has two addresses of one type, which apply takes for one key twice.
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({ "status": status })))
+            .await
+            .with_context(|| format!("cannot write the status of {name}"))?;
+    }
+    Ok(())
+}
+
+fn api_of(client: Client, object: &Value) -> Result<(Api<DynamicObject>, String)> {
+    let field = |value: &Value, what: &str| Ok::<_, anyhow::Error>(value.as_str().context(what.to_owned())?.to_owned());
+    let version = field(&object["apiVersion"], "an object has an apiVersion")?;
+    let kind = field(&object["kind"], "an object has a kind")?;
+    let name = field(&object["metadata"]["name"], "an object has a name")?;
+    let (group, version) = version.split_once('/').unwrap_or(("", &version));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
+    let api = match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+        None => Api::all_with(client, &resource),
+    };
+    Ok((api, name))
+}
+
+/// An authority, the server's and an administrator's certificates, and the key that signs accounts' tokens.
+fn write_keys(folder: &Path) -> Result<()> {
+    let [v4, v6] = Lab::UNDERLAY;
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let request = |name: &str, subject: &str, more: &[&str]| {
+        let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
+        let mut command = Command::new("openssl");
+        command.current_dir(folder).args(["req", "-x509", "-days", "30"]).args(curve);
+        command.args(["-keyout", &key, "-out", &certificate, "-subj", subject]).args(more);
+        let output = command.output().context("cannot run openssl")?;
+        ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    let signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
+    request("ca", "/CN=lab", &[])?;
+    request("account", "/CN=account", &[])?;
+    let names = format!("subjectAltName=IP:{v4},IP:{v6},IP:127.0.0.1,IP:10.96.0.1,DNS:localhost");
+    request("server", "/CN=kube-apiserver", &[&signed[..], &["-addext", &names]].concat())?;
+    request("admin", "/O=system:masters/CN=admin", &signed)
+}
+
+fn kubeconfig_of(folder: &Path) -> Value {
+    let [address, _] = Lab::UNDERLAY;
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "lab",
+        "clusters": [{"name": "lab", "cluster": {
+            "server": format!("https://{address}:{PORT}"),
+            "certificate-authority": folder.join("ca.crt"),
+        }}],
+        "users": [{"name": "admin", "user": {
+            "client-certificate": folder.join("admin.crt"),
+            "client-key": folder.join("admin.key"),
+        }}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "admin"}}],
+    })
+}

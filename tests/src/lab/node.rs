@@ -1,0 +1,162 @@
+//! A node: uplink, the CNI's network configuration, forwarding, and the pods that CNI plugins join to its bridge.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::cni::{Call, Runner};
+use super::pod::{Pod, PodSpec};
+use super::{Lab, Netns};
+
+pub struct Node {
+    pub name: String,
+    pub number: u8,
+    pub netns: Netns,
+    /// On the underlay: IPv4, IPv6.
+    pub addresses: [IpAddr; 2],
+    pub folder: PathBuf,
+    /// For the agent's pins, in the lab's bpffs.
+    pub pin_dir: PathBuf,
+    runner: Runner,
+}
+
+/// Addresses on the underlay of a node (or another machine) by its number.
+pub fn underlay_addresses(number: u8) -> [IpAddr; 2] {
+    [Ipv4Addr::new(172, 30, 0, number).into(), Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, number.into()).into()]
+}
+
+impl Lab {
+    /// A node by its number (1 to 200), which is in its addresses: pods get 10.244.NUMBER.0/24, fd00:244:NUMBER::/64.
+    pub fn node(&self, name: &str, number: u8) -> Result<Node> {
+        ensure!((1..=200).contains(&number), "a node's number is 1 to 200");
+        let netns = Netns::create(self.guard(), &format!("{}-{name}", self.prefix))?;
+        // A kernel's name for an interface holds 15 characters.
+        let addresses = underlay_addresses(10 + number);
+        self.join_underlay(&netns, &format!("node{number}"), &addresses)?;
+        netns.sysctl(&[
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
+        ])?;
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder)?;
+        let runner = Runner::new(self.guard(), &netns, &folder)?;
+        let node =
+            Node { name: name.into(), number, netns, addresses, pin_dir: self.bpffs().join(name), folder, runner };
+        node.write_network()?;
+        let [v4, v6] = node.pod_cidrs();
+        let [via_v4, via_v6] = node.addresses;
+        self.underlay.ip(&[format!("route add {v4} via {via_v4}"), format!("route add {v6} via {via_v6}")])?;
+        Ok(node)
+    }
+}
+
+impl Node {
+    pub fn pod_cidrs(&self) -> [String; 2] {
+        [format!("10.244.{}.0/24", self.number), format!("fd00:244:{}::/64", self.number)]
+    }
+
+    /// What the agent is given as `--cni-cache-dir`; libcni keeps its results in `results` below it.
+    pub fn cni_cache(&self) -> PathBuf {
+        self.folder.join("cni-cache")
+    }
+
+    /// The network as the flannel plugin would delegate it to the bridge plugin, and the loopback that a container
+    /// runtime adds.
+    fn write_network(&self) -> Result<()> {
+        let [v4, v6] = self.pod_cidrs();
+        let network = json!({
+            "name": "cbr0",
+            "cniVersion": "1.0.0",
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": "cni0",
+                    "hairpinMode": true,
+                    "isGateway": true,
+                    "isDefaultGateway": true,
+                    "ipMasq": false,
+                    "mtu": 1450,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": self.folder.join("ipam"),
+                        "ranges": [[{"subnet": v4}], [{"subnet": v6}]],
+                        "routes": [{"dst": "10.244.0.0/16"}, {"dst": "fd00:244::/32"}],
+                    },
+                },
+                {"type": "portmap", "capabilities": {"portMappings": true}},
+            ],
+        });
+        let loopback = json!({"name": "cni-loopback", "cniVersion": "1.0.0", "plugins": [{"type": "loopback"}]});
+        fs::write(self.conflist(), serde_json::to_vec_pretty(&network)?)?;
+        fs::write(self.loopback(), serde_json::to_vec_pretty(&loopback)?)?;
+        Ok(())
+    }
+
+    pub fn conflist(&self) -> PathBuf {
+        self.folder.join("10-flannel.conflist")
+    }
+
+    fn loopback(&self) -> PathBuf {
+        self.folder.join("00-loopback.conflist")
+    }
+
+    /// Starts pods: a namespace each, joined by CNI ADD as a container runtime does it, all in one go.
+    pub fn start_pods(&self, lab: &Lab, specs: &[PodSpec]) -> Result<Vec<Pod>> {
+        let mut pods = Vec::new();
+        let mut calls = Vec::new();
+        for spec in specs {
+            let pod = Pod::new(lab, self, spec)?;
+            calls.push(self.call("ADD", &self.loopback(), "lo", &pod));
+            calls.push(self.call("ADD", &self.conflist(), "eth0", &pod));
+            pods.push(pod);
+        }
+        let results = self.runner.call(&calls)?;
+        for (pod, result) in pods.iter_mut().zip(results.into_iter().skip(1).step_by(2)) {
+            let result = result.with_context(|| format!("CNI ADD of {}/{}", pod.namespace, pod.name))?;
+            pod.read_result(&result)?;
+        }
+        Ok(pods)
+    }
+
+    pub fn start_pod(&self, lab: &Lab, spec: PodSpec) -> Result<Pod> {
+        let mut pods = self.start_pods(lab, &[spec])?;
+        Ok(pods.remove(0))
+    }
+
+    /// CNI DEL, as at a pod's end; its addresses are free for the next one.
+    pub fn stop_pod(&self, pod: &Pod) -> Result<()> {
+        let calls = [self.call("DEL", &self.conflist(), "eth0", pod), self.call("DEL", &self.loopback(), "lo", pod)];
+        self.runner.call(&calls)?.into_iter().try_for_each(|result| result.map(drop))
+    }
+
+    fn call(&self, command: &'static str, conflist: &std::path::Path, interface: &'static str, pod: &Pod) -> Call {
+        Call {
+            command,
+            conflist: conflist.to_owned(),
+            cache: self.cni_cache(),
+            interface,
+            container_id: pod.container_id.clone(),
+            netns: pod.netns.path(),
+            // As the kubelet gives them; their order differs from pod to pod there.
+            args: vec![
+                ["IgnoreUnknown".into(), "1".into()],
+                ["K8S_POD_NAMESPACE".into(), pod.namespace.clone()],
+                ["K8S_POD_NAME".into(), pod.name.clone()],
+                ["K8S_POD_INFRA_CONTAINER_ID".into(), pod.container_id.clone()],
+                ["K8S_POD_UID".into(), pod.uid.clone()],
+            ],
+        }
+    }
+
+    /// Whether bridged packets pass iptables, as kube-proxy wants it. Needs the bridge, so a first pod.
+    pub fn bridge_netfilter(&self, on: bool) -> Result<()> {
+        let value = if on { "1" } else { "0" };
+        self.netns
+            .sysctl(&[("net/bridge/bridge-nf-call-iptables", value), ("net/bridge/bridge-nf-call-ip6tables", value)])
+    }
+}

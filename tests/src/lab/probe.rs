@@ -1,0 +1,178 @@
+//! Questions from one place to another over real sockets: who answers, and connections that stay open.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Netns;
+
+/// Long enough for a busy machine, and for the repetition of a first packet that was lost for another reason.
+pub const DEADLINE: Duration = Duration::from_millis(1200);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The server of this name answered.
+    Reached(String),
+    /// Nobody listens there, and the other end's kernel said so.
+    Refused,
+    /// No answer.
+    TimedOut,
+    /// The sender's own kernel, or a router, knew no way.
+    Unreachable(String),
+}
+
+impl Outcome {
+    pub fn reached(&self) -> bool {
+        matches!(self, Self::Reached(_))
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reached(name) => write!(f, "reached {name}"),
+            Self::Refused => f.write_str("refused"),
+            Self::TimedOut => f.write_str("no answer"),
+            Self::Unreachable(why) => write!(f, "unreachable: {why}"),
+        }
+    }
+}
+
+/// One question: from a namespace to a server.
+#[derive(Clone)]
+pub struct Probe {
+    pub from: Netns,
+    pub transport: Transport,
+    pub to: SocketAddr,
+}
+
+impl Probe {
+    pub fn new(from: &Netns, transport: Transport, address: IpAddr, port: u16) -> Self {
+        Self { from: from.clone(), transport, to: SocketAddr::new(address, port) }
+    }
+
+    pub fn ask(&self) -> Outcome {
+        self.ask_within(DEADLINE)
+    }
+
+    pub fn ask_within(&self, deadline: Duration) -> Outcome {
+        self.from.run(|| ask(self.transport, self.to, deadline))
+    }
+}
+
+/// Asks all at once, so that many refusals cost one deadline. The answers are in the order of the questions.
+pub fn ask_all(probes: &[Probe]) -> Vec<Outcome> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(|| probe.ask())).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a probe does not panic")).collect()
+    })
+}
+
+/// In the calling thread's namespace.
+pub fn ask(transport: Transport, to: SocketAddr, deadline: Duration) -> Outcome {
+    let asked = match transport {
+        Transport::Tcp => ask_tcp(to, deadline),
+        Transport::Udp => ask_udp(to, deadline),
+    };
+    match asked {
+        Ok(name) => Outcome::Reached(name),
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => Outcome::Refused,
+            // A read that times out is WouldBlock.
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Outcome::TimedOut,
+            _ => Outcome::Unreachable(error.to_string()),
+        },
+    }
+}
+
+fn ask_tcp(to: SocketAddr, deadline: Duration) -> std::io::Result<String> {
+    let stream = TcpStream::connect_timeout(&to, deadline)?;
+    stream.set_read_timeout(Some(deadline))?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line.trim_end().to_owned())
+}
+
+fn ask_udp(to: SocketAddr, deadline: Duration) -> std::io::Result<String> {
+    let socket = bind_udp(to)?;
+    socket.connect(to)?;
+    let end = Instant::now() + deadline;
+    // Datagrams are not repeated by the kernel: one that is lost while a neighbour is looked for must not count.
+    let pause = (deadline / 4).max(Duration::from_millis(1));
+    let mut buffer = [0; 2048];
+    loop {
+        socket.send(b"who")?;
+        socket.set_read_timeout(Some(pause))?;
+        match socket.recv(&mut buffer) {
+            Ok(length) => {
+                let text = String::from_utf8_lossy(&buffer[..length]);
+                return Ok(text.lines().next().unwrap_or_default().to_owned());
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn bind_udp(to: SocketAddr) -> std::io::Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0))
+}
+
+/// A connection that stays open, to be tried again and again.
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+    /// The server's name, as it said first.
+    pub name: String,
+    sent: u64,
+}
+
+impl Connection {
+    pub fn open(from: &Netns, address: IpAddr, port: u16) -> Result<Self> {
+        let to = SocketAddr::new(address, port);
+        let stream = from.run(|| TcpStream::connect_timeout(&to, DEADLINE)).with_context(|| format!("to {to}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let mut stream = BufReader::new(stream);
+        let mut name = String::new();
+        stream.read_line(&mut name)?;
+        ensure!(!name.is_empty(), "{to} closed at once");
+        Ok(Self { stream, name: name.trim_end().to_owned(), sent: 0 })
+    }
+
+    pub fn local(&self) -> Result<SocketAddr> {
+        Ok(self.stream.get_ref().local_addr()?)
+    }
+
+    /// Sends something new and waits for its echo. What the kernel repeats for an earlier call may come first.
+    pub fn echoes(&mut self, deadline: Duration) -> bool {
+        self.exchange(deadline).is_ok()
+    }
+
+    fn exchange(&mut self, deadline: Duration) -> std::io::Result<()> {
+        self.sent += 1;
+        let end = Instant::now() + deadline;
+        self.stream.get_mut().write_all(&self.sent.to_be_bytes())?;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            self.stream.get_ref().set_read_timeout(Some(left))?;
+            let mut word = [0; 8];
+            self.stream.read_exact(&mut word)?;
+            if u64::from_be_bytes(word) == self.sent {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Where the programs are that the lab runs: beside the running one, where cargo and `cargo xtask setup` put them.
+
+use std::env;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+/// The lab's own helper: servers, the guard, probes by hand.
+pub fn helper() -> Result<PathBuf> {
+    find("palisade-lab").context("palisade-lab is not built: `cargo build -p palisade-tests --bins`")
+}
+
+/// Folder of libcni's runner and the plugins.
+pub fn cni() -> Result<PathBuf> {
+    find("lab/cni").context("the CNI plugins are not built: `cargo xtask setup`")
+}
+
+/// Folder of etcd and kube-apiserver.
+pub fn control_plane() -> Result<PathBuf> {
+    find("lab/control-plane").context("etcd and kube-apiserver are not built: `cargo xtask setup`")
+}
+
+/// The static agent.
+pub fn agent() -> Result<PathBuf> {
+    find("release/palisade").context("the agent is not built: `cargo xtask build`")
+}
+
+/// Tests lie in target/debug/deps, programs in target/debug, the rest in target.
+fn find(name: &str) -> Option<PathBuf> {
+    let program = env::current_exe().ok()?;
+    program.ancestors().skip(1).take(4).map(|folder| folder.join(name)).find(|path| path.exists())
+}

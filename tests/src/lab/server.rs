@@ -1,0 +1,98 @@
+//! Small servers in pods that say who they are: on TCP first a line with the name and then an echo, on UDP the name
+//! before whatever was sent.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Guard, Netns, programs};
+
+/// A process with servers on some ports of a namespace; ends when dropped, unless its lab is kept.
+pub struct Server {
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Returns when all ports are open. The ports are served on every address of both families.
+    pub fn start(guard: &Guard, netns: &Netns, name: &str, tcp: &[u16], udp: &[u16]) -> Result<Self> {
+        let list = |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let mut child = netns
+            .command(programs::helper()?)
+            .args(["serve", name, &list(tcp), &list(udp)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .context("cannot start a server")?;
+        guard.process(child.id());
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("stdout was asked for above")).read_line(&mut line)?;
+        ensure!(line == "ready\n", "the server {name} did not start");
+        Ok(Self { child: Some(child) })
+    }
+
+    /// Leaves the process to the guard.
+    pub fn keep(mut self) {
+        self.child = None;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The server's own process: never returns.
+pub fn serve(name: &str, tcp: &[u16], udp: &[u16]) -> Result<()> {
+    let name: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    for port in tcp {
+        // The wildcard of IPv6 takes IPv4 too.
+        let listener = TcpListener::bind(("::", *port)).with_context(|| format!("TCP {port}"))?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || echo(name, stream));
+            }
+        });
+    }
+    for port in udp {
+        let socket = UdpSocket::bind(("::", *port)).with_context(|| format!("UDP {port}"))?;
+        std::thread::spawn(move || answer(name, &socket));
+    }
+    println!("ready");
+    std::io::stdout().flush()?;
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A connection's end, in whatever way, is the end of its thread only.
+fn echo(name: &str, mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.write_all(format!("{name}\n").as_bytes())?;
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => stream.write_all(&buffer[..length])?,
+        }
+    }
+}
+
+fn answer(name: &str, socket: &UdpSocket) {
+    let mut buffer = vec![0; 65536];
+    loop {
+        // An ICMP error for an earlier answer is reported here and concerns nobody.
+        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let mut reply = format!("{name}\n").into_bytes();
+            reply.extend_from_slice(&buffer[..length]);
+            let _ = socket.send_to(&reply, from);
+        }
+    }
+}
