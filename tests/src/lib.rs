@@ -1,5 +1,7 @@
 //! Proof: the oracle, written and random cases, the lab of network namespaces.
 
 pub mod case;
+pub mod expand;
 pub mod frame;
 pub mod oracle;
+pub mod random;
