@@ -10,7 +10,7 @@ use palisade_common::{Hook, Reason};
 use serde_json::Value;
 
 use super::world::UPLINK_IFINDEX;
-use super::{Answer, Case, Disagreement, Judges, ObjectChange, Outcome, PacketStep, World};
+use super::{Answer, Case, Disagreement, Factory, Judges, ObjectChange, Outcome, PacketStep, World};
 use crate::frame::text;
 use crate::oracle::Oracle;
 
@@ -20,13 +20,13 @@ const TICK: u64 = 1_000_000;
 /// Source ports of flows whose steps name none.
 const FIRST_PORT: u16 = 20_000;
 
-/// Plays `case` before the oracle and `judges`.
-pub fn run(case: &Case, judges: Judges) -> Result<Outcome> {
+/// Plays `case` before the oracle and the judges made for it.
+pub fn run(case: &Case, judges: Factory<'_>) -> Result<Outcome> {
     let case = case.whole()?;
     let setup = case.setup()?;
     let mut play = Play {
         oracle: Oracle::new(&setup),
-        judges,
+        judges: judges(&setup),
         world: World::new(&setup.node),
         time: START,
         next_port: FIRST_PORT,
@@ -37,7 +37,7 @@ pub fn run(case: &Case, judges: Judges) -> Result<Outcome> {
         step_number: 0,
         last: None,
     };
-    play.changes(&case.objects).context("objects")?;
+    play.objects(&case).context("objects")?;
     for (index, step) in case.steps.iter().enumerate() {
         play.step_number = index + 1;
         play.step = serde_json::to_string(step)?;
@@ -115,6 +115,19 @@ enum Fate {
 }
 
 impl Play {
+    fn objects(&mut self, case: &Case) -> Result<()> {
+        if !case.collapsed {
+            return self.changes(&case.objects);
+        }
+        for item in &case.objects {
+            self.world.change(item)?.with_context(|| format!("no change: {item}"))?;
+        }
+        let changes = self.world.snapshot();
+        self.tell(&changes);
+        self.settle();
+        Ok(())
+    }
+
     fn changes(&mut self, items: &[Value]) -> Result<()> {
         for item in items {
             let changes = self.world.change(item)?.with_context(|| format!("no change: {item}"))?;
