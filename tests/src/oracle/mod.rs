@@ -7,6 +7,7 @@ pub mod cidr;
 pub mod cluster;
 pub mod flow;
 pub mod guard;
+mod meaning;
 pub mod packet;
 pub mod policy;
 mod verdict;

@@ -7,6 +7,7 @@ use palisade_common::{Hook, Reason};
 use super::cluster::addresses;
 use super::flow::{Admission, Flow, Passage, UNCONFIRMED_LIFE};
 use super::guard::{Own, is_neighbour, violations};
+use super::meaning::{answers, has_ports, is_error, opens, passage, tuple_of};
 use super::packet::{self, Body, Icmp, Packet, Upper, is_first, is_later};
 use super::policy::{Direction, Question, admits};
 use super::{FirstFragment, Opinion, Oracle};
@@ -412,64 +413,6 @@ fn refused(mut reasons: Vec<Reason>, body: &Body, isolated: bool) -> Opinion {
     };
     reasons.extend((malformed && isolated).then_some(Reason::Malformed));
     Opinion::of(reasons)
-}
-
-fn is_error(packet: &Packet, icmp: &Icmp) -> bool {
-    match packet.source {
-        IpAddr::V4(_) => matches!(icmp.kind, 3 | 4 | 11 | 12),
-        IpAddr::V6(_) => matches!(icmp.kind, 1..=4),
-    }
-}
-
-fn is_echo_request(packet: &Packet, icmp: &Icmp) -> bool {
-    icmp.kind == if packet.source.is_ipv4() { 8 } else { 128 }
-}
-
-fn is_echo_reply(packet: &Packet, icmp: &Icmp) -> bool {
-    icmp.kind == if packet.source.is_ipv4() { 0 } else { 129 }
-}
-
-/// A packet that opens a flow and can never be a reply.
-fn opens(packet: &Packet) -> bool {
-    match &packet.upper {
-        Upper::Tcp(tcp) => tcp.syn && !tcp.ack,
-        Upper::Sctp { init, .. } => *init,
-        Upper::Icmp(icmp) => is_echo_request(packet, icmp),
-        Upper::None | Upper::Udp { .. } | Upper::Other => false,
-    }
-}
-
-fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, 6 | 17 | 132)
-}
-
-/// Source, destination, protocol, and the ports where the protocol has such.
-fn tuple_of(packet: &Packet) -> (IpAddr, IpAddr, u8, Option<(u16, u16)>) {
-    let ports = match &packet.upper {
-        Upper::Tcp(tcp) => Some((tcp.source, tcp.destination)),
-        Upper::Udp { source, destination } | Upper::Sctp { source, destination, .. } => Some((*source, *destination)),
-        Upper::Icmp(_) | Upper::None | Upper::Other => None,
-    };
-    (packet.source, packet.destination, packet.protocol, ports)
-}
-
-/// Which flow: the identifier of an echo stands for both ports.
-fn passage(packet: &Packet) -> Passage {
-    let (source, destination, protocol, ports) = tuple_of(packet);
-    let (from, to) = match (&packet.upper, ports) {
-        (_, Some(ports)) => ports,
-        (Upper::Icmp(icmp), None) if is_echo_request(packet, icmp) || is_echo_reply(packet, icmp) => (icmp.id, icmp.id),
-        (_, None) => (0, 0),
-    };
-    Passage::new((source, from), (destination, to), protocol)
-}
-
-/// Whether a packet of the end that did not open the flow answers it.
-fn answers(flow: &Flow, packet: &Packet, sender: usize, time: u64) -> bool {
-    match &packet.upper {
-        Upper::Tcp(tcp) => flow.answers(tcp, sender, time),
-        Upper::Udp { .. } | Upper::Sctp { .. } | Upper::Icmp(_) | Upper::None | Upper::Other => true,
-    }
 }
 
 fn first_fragment(scene: &Scene, packet: &Packet, epoch: u64) -> FirstFragment {
