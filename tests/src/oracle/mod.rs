@@ -10,6 +10,7 @@ pub mod guard;
 mod meaning;
 pub mod packet;
 pub mod policy;
+mod related;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
