@@ -34,7 +34,7 @@ use crate::facts::{Change, Fault, Kind, Update};
 const BATCH_MAX: usize = 4096;
 
 /// Before the server is asked again.
-const WAIT: Wait = Wait { min: Duration::from_millis(500), max: Duration::from_secs(15) };
+const WAIT: Wait = Wait { min: Duration::from_millis(500), max: Duration::from_secs(10) };
 /// So long without a failure, and the next one is the first.
 const WAIT_RESET: Duration = Duration::from_secs(120);
 /// A failure that goes on is told again after this.
@@ -253,7 +253,7 @@ impl<S: Shape> Watch<S> {
             events: events(&client),
             client,
             interner: Interner::default(),
-            waits: Waits { wait, last: None },
+            waits: Waits { wait, last: None, gone: false },
             listed: false,
             warned: None,
         }
@@ -276,6 +276,10 @@ impl<S: Shape> Watch<S> {
 
     fn update(&mut self, event: Event<Watched<S>>) -> Option<Update> {
         let bare = |change| Update { change, faults: Vec::new() };
+        // A list that succeeds and a watch that fails may take turns: only an event of the watch shows that all is well.
+        if matches!(event, Event::Apply(_) | Event::Delete(_)) {
+            self.waits.last = None;
+        }
         let reduced = match event {
             // Told before the server has been asked.
             Event::Init => return Some(bare(Change::Relist(S::KIND))),
@@ -312,13 +316,24 @@ impl<S: Shape> Watch<S> {
         } else {
             debug!(kind, error = causes(error), "the API server still cannot be watched");
         }
-        tokio::time::sleep(self.waits.next(Instant::now())).await;
-        // A watch that cannot resume where it was has to list again; kube does so only if it is told within the watch.
-        if let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error
-            && status.code == GONE
-        {
+        let gone = is_gone(error);
+        tokio::time::sleep(self.waits.next(Instant::now(), gone)).await;
+        // Where a watch cannot begin, kube would ask for the same version for ever; within one, it lists again.
+        if gone && matches!(error, watcher::Error::WatchStartFailed(_)) {
             self.events = events(&self.client);
         }
+    }
+}
+
+/// The server no longer has the version that the watch was at, as after its restart: everything is listed again.
+fn is_gone(error: &watcher::Error) -> bool {
+    const GONE: u16 = 410;
+    match error {
+        watcher::Error::WatchError(status) => status.code == GONE,
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == GONE,
+        _other => false,
     }
 }
 
@@ -334,12 +349,17 @@ struct Wait {
 struct Waits {
     wait: Wait,
     last: Option<(Instant, Duration)>,
+    /// The last failure was a version that is gone.
+    gone: bool,
 }
 
 impl Waits {
-    fn next(&mut self, now: Instant) -> Duration {
+    /// A version that is gone is an answer, so that the waiting for one is over and begins anew.
+    fn next(&mut self, now: Instant, gone: bool) -> Duration {
+        let before = std::mem::replace(&mut self.gone, gone);
+        let answered = gone && !before;
         let whole = match self.last {
-            Some((at, whole)) if now.duration_since(at) < WAIT_RESET => self.wait.max.min(2 * whole),
+            Some((at, whole)) if !answered && now.duration_since(at) < WAIT_RESET => self.wait.max.min(2 * whole),
             _first => self.wait.min,
         };
         self.last = Some((now, whole));
@@ -348,9 +368,6 @@ impl Waits {
         whole / 2 + whole / 2 * u32::try_from(chance).expect("below 1024") / 1024
     }
 }
-
-/// HTTP status of a resource version that the server no longer has.
-const GONE: u16 = 410;
 
 /// An error with what is behind it, which often says more.
 fn causes(error: &(dyn std::error::Error + 'static)) -> String {

@@ -17,15 +17,17 @@ use super::*;
 
 #[test]
 fn waits_double_up_to_a_bound_and_begin_again() {
-    let (mut waits, mut now) = (Waits { wait: WAIT, last: None }, Instant::now());
+    let (mut waits, mut now) = (Waits { wait: WAIT, last: None, gone: false }, Instant::now());
     let mut whole = WAIT.min;
     for _failure in 0..20 {
-        let wait = waits.next(now);
+        let wait = waits.next(now, false);
         assert!(whole / 2 <= wait && wait <= whole, "{wait:?} of {whole:?}");
         now += wait;
         whole = WAIT.max.min(2 * whole);
     }
-    assert!(waits.next(now + WAIT_RESET) <= WAIT.min);
+    assert!(waits.next(now, true) <= WAIT.min, "a version that is gone is an answer");
+    assert!(waits.next(now, true) > WAIT.min, "unless it is the only one");
+    assert!(waits.next(now + WAIT_RESET, false) <= WAIT.min);
 }
 
 #[test]
