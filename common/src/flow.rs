@@ -199,7 +199,7 @@ fn answers<F: FlowEntry>(flow: &F, packet: &Packet, now: u64) -> bool {
     }
     let recent = now.saturating_sub(flow.seen()) <= CLOSED_NS;
     if is_closed(flags) {
-        return recent && packet.payload == 0;
+        return recent && packet.payload == 0 && packet.tcp_flags & tcp_flag::SYN == 0;
     }
     flags & flow_flag::RESET_SEEN == 0 || recent
 }

@@ -63,17 +63,23 @@ pub(crate) fn from_pod<B: Bytes>(bytes: &B, packet: &Packet, record: &EndpointRe
     if !checked {
         return Some(Reason::Neighbour);
     }
+    if !is_unspecified(packet) && !owns(record, V6, &packet.source) {
+        return Some(Reason::SpoofedAddress);
+    }
     Some(if speaks_for_itself(bytes, packet, record) { Reason::Neighbour } else { Reason::SpoofedNeighbour })
 }
 
-/// The source is the pod's own (or none, where that is legal), and so is whatever the message makes others believe.
+/// Where there is no address yet: duplicate address detection, router solicitations and listener reports.
+#[inline(always)]
+fn is_unspecified(packet: &Packet) -> bool {
+    let [a, b, c, d] = packet.source.words;
+    a | b | c | d == 0
+}
+
+/// Whatever the message makes others believe is the pod's own.
 #[inline(never)]
 fn speaks_for_itself<B: Bytes>(bytes: &B, packet: &Packet, record: &EndpointRecord) -> bool {
-    let [a, b, c, d] = packet.source.words;
-    let unspecified = a | b | c | d == 0;
-    if !unspecified && !owns(record, V6, &packet.source) {
-        return false;
-    }
+    let unspecified = is_unspecified(packet);
     match packet.icmp_type {
         ROUTER_SOLICITATION => options_are_own(bytes, packet, record, packet.transport + 8),
         NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT => {

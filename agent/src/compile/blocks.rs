@@ -191,7 +191,7 @@ impl Blocks {
         let mut excepts = excepts.into_iter().peekable();
         let mut excepted_to: Option<Bits> = None;
         // Neighbours often have the same blocks; they go on sharing them.
-        let mut same: Option<(Arc<[MatcherId]>, Arc<[MatcherId]>)> = None;
+        let mut same: Option<[Arc<[MatcherId]>; 2]> = None;
         for (prefix, node) in self.nodes.range_mut(cidr..=cidr.end()) {
             // A prefix that starts inside an except which does not come after it lies inside that except.
             while let Some(except) = excepts.next_if(|except| except <= prefix) {
@@ -201,7 +201,7 @@ impl Blocks {
                 continue;
             }
             let blocks = match &same {
-                Some((before, after)) if Arc::ptr_eq(before, &node.blocks) => after.clone(),
+                Some([before, after]) if Arc::ptr_eq(before, &node.blocks) => after.clone(),
                 Some(_) | None => {
                     let mut blocks = node.blocks.to_vec();
                     change(&mut blocks);
@@ -209,7 +209,7 @@ impl Blocks {
                 }
             };
             let before = std::mem::replace(&mut node.blocks, blocks.clone());
-            same = Some((before, blocks));
+            same = Some([before, blocks]);
             self.dirty.insert(*prefix);
         }
         self.moved.push(cidr);

@@ -109,6 +109,8 @@ impl Compiler {
         }
         canonical.cidrs.extend(cidr_v4.iter().map(|(&net, &class)| (net.into(), self.peer_class(class))));
         canonical.cidrs.extend(cidr_v6.iter().map(|(&net, &class)| (net.into(), self.peer_class(class))));
+        // The table of an endpoint that is closed is there, if nothing in the tables says so.
+        used.extend(self.decisions.defaults());
         let sets = ports.keys().map(|(key, _)| u32::from_be(key.ports_be)).filter(|set| *set >= PORTS_FIRST);
         canonical.orphans = sets.filter(|set| !used.contains(set)).collect();
         canonical
@@ -145,10 +147,7 @@ impl Compiler {
     }
 }
 
-fn port_sets(
-    tables: &Tables,
-    names: &BTreeMap<u32, RuleName>,
-) -> BTreeMap<u32, BTreeMap<(u8, u16, u32), RuleName>> {
+fn port_sets(tables: &Tables, names: &BTreeMap<u32, RuleName>) -> BTreeMap<u32, BTreeMap<(u8, u16, u32), RuleName>> {
     let mut sets: BTreeMap<u32, BTreeMap<(u8, u16, u32), RuleName>> = BTreeMap::new();
     for ((key, bits), value) in &tables.ports {
         let set = sets.entry(u32::from_be(key.ports_be)).or_default();

@@ -90,7 +90,7 @@ impl Compiler {
             direction: name.direction.name().to_owned(),
             index: name.place,
         };
-        let table = |table: &super::decisions::Table| TableEntry {
+        let table = |table: &super::table::Table| TableEntry {
             direction: table.direction.name().to_owned(),
             policies: table.sides.iter().map(|side| side.policy.to_string()).collect(),
         };

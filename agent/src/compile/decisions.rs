@@ -6,41 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use palisade_common::layout::{PORTS_ALL, PORTS_NONE, RuleKey, RuleValue, TableRef};
+use palisade_common::layout::{PORTS_ALL, RuleKey, RuleValue, TableRef};
 
 use super::Direction;
-use super::classes::{Classes, Signature};
+use super::classes::Classes;
 use super::desired::Desired;
 use super::limits::Limits;
 use super::numbers::{Numbers, next};
-use super::policies::{Side, names};
-use super::ports::{PortSets, Range, union};
-use crate::facts::{NamedPort, ObjectName, PortMatch, Ports};
+use super::policies::Side;
+use super::ports::PortSets;
+use super::table::{Relevant, Table, TableKey};
+use crate::facts::NamedPort;
 use crate::index::matchers::MatcherId;
-
-/// Pods for which this is equal share a table.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct TableKey {
-    direction: Direction,
-    /// Numbers of the sides.
-    sides: Vec<u32>,
-    /// Ingress: how the subject itself resolves the named ports (SEMANTICS 7.6).
-    ports: Arc<[NamedPort]>,
-}
-
-#[derive(Debug)]
-pub(super) struct Table {
-    pub(super) direction: Direction,
-    /// In the order of the policies' names.
-    pub(super) sides: Vec<Arc<Side>>,
-    pub(super) ports: Arc<[NamedPort]>,
-    /// What every peer may use.
-    default: RuleValue,
-    pub(super) rows: BTreeMap<u32, RuleValue>,
-    users: usize,
-    /// It is in the desired tables; false: there is no room for it, or not asked yet.
-    fits: bool,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Decisions {
@@ -63,65 +40,6 @@ pub(super) struct Means<'a> {
     pub(super) desired: &'a mut Desired,
 }
 
-// === impl Table ===
-
-impl Table {
-    fn key(&self) -> TableKey {
-        let sides = self.sides.iter().map(|side| side.id).collect();
-        TableKey { direction: self.direction, sides, ports: self.ports.clone() }
-    }
-
-    /// Total and independent of numbers: at one time there is one content behind a name.
-    fn order(&self) -> (Direction, Vec<&ObjectName>, &[NamedPort]) {
-        (self.direction, self.sides.iter().map(|side| &side.policy).collect(), &self.ports)
-    }
-
-    /// What a class may use; `None`: somebody of whom nothing is known.
-    fn allowed(&self, class: Option<&Signature>, sets: &mut PortSets, numbers: &mut Numbers) -> RuleValue {
-        // The rules that match: first those for everybody, so that their names are given before others'.
-        let mut matched: Vec<(bool, usize, u32)> = Vec::new();
-        for (side, Side { everyone, by_matcher, .. }) in self.sides.iter().map(|side| &**side).enumerate() {
-            matched.extend(everyone.iter().map(|&place| (false, side, place)));
-            for matcher in class.iter().flat_map(|class| class.matchers()) {
-                let places = by_matcher.get(&matcher).into_iter().flatten();
-                matched.extend(places.map(|&place| (true, side, place)));
-            }
-        }
-        matched.sort_unstable();
-        matched.dedup();
-        let resolved: &[NamedPort] = match (self.direction, class) {
-            (Direction::Ingress, _) => &self.ports,
-            (Direction::Egress, Some(class)) => &class.ports,
-            (Direction::Egress, None) => &[],
-        };
-        let mut ranges = Vec::new();
-        for (rank, (_, side, place)) in (0..).zip(matched) {
-            let side = &self.sides[side];
-            let rule = side.rule_ids[place as usize];
-            match &side.rules()[place as usize].ports {
-                Ports::All => return RuleValue { ports: PORTS_ALL, rule },
-                Ports::These(ports) => {
-                    for port in ports {
-                        extend(&mut ranges, port, resolved, rank, rule);
-                    }
-                }
-            }
-        }
-        RuleValue { ports: sets.acquire(union(&ranges), &mut numbers.ports), rule: 0 }
-    }
-}
-
-/// Adds what a port entry means at a pod with these named ports.
-fn extend(ranges: &mut Vec<Range>, port: &PortMatch, resolved: &[NamedPort], rank: u32, rule: u32) {
-    match port {
-        &PortMatch::Range { protocol, first, last } => ranges.push(Range { protocol, first, last, rank, rule }),
-        PortMatch::Named { protocol, name } => {
-            let own = resolved.iter().filter(|port| port.name == *name && port.protocol == *protocol);
-            ranges.extend(own.map(|own| Range { protocol: *protocol, first: own.port, last: own.port, rank, rule }));
-        }
-    }
-}
-
 // === impl Decisions ===
 
 impl Decisions {
@@ -133,6 +51,11 @@ impl Decisions {
         self.tables.iter().map(|(&id, table)| (id, table))
     }
 
+    /// The port sets that tables allow everybody.
+    pub(super) fn defaults(&self) -> impl Iterator<Item = u32> {
+        self.tables.values().filter(|table| table.fits).map(|table| table.default.ports)
+    }
+
     pub(super) fn acquire(
         &mut self,
         direction: Direction,
@@ -140,21 +63,17 @@ impl Decisions {
         ports: Arc<[NamedPort]>,
         numbers: &mut Numbers,
     ) -> u32 {
-        let none = RuleValue { ports: PORTS_NONE, rule: 0 };
-        let rows = BTreeMap::new();
-        let mut table = Table { direction, sides, ports, default: none, rows, users: 1, fits: false };
-        let key = table.key();
+        let key = TableKey::of(direction, &sides, &ports);
         if let Some(&id) = self.ids.get(&key) {
             self.tables.get_mut(&id).expect("every id has its table").users += 1;
             return id;
         }
         let id = next(&mut numbers.table);
-        table.default = table.allowed(None, &mut self.sets, numbers);
-        for matcher in table.sides.iter().flat_map(|side| side.by_matcher.keys()) {
-            self.by_matcher.entry(*matcher).or_default().insert(id);
+        let table = Table::new(direction, sides, ports, &mut self.sets, numbers);
+        for matcher in table.matchers() {
+            self.by_matcher.entry(matcher).or_default().insert(id);
         }
-        let named = |side: &Side| side.everyone.iter().any(|&rule| names(&side.rules()[rule as usize].ports).count() > 0);
-        if direction == Direction::Egress && table.sides.iter().any(|side| named(side)) {
+        if table.names_everyone() {
             self.named_everyone.insert(id);
         }
         self.ids.insert(key, id);
@@ -200,19 +119,23 @@ impl Decisions {
             let tables = self.tables_of(class, means.classes);
             fresh.extend(tables.into_iter().filter(|id| !new_tables.contains(id)).map(|id| (id, class)));
         }
+        let mut table = None;
+        let mut known = HashMap::new();
         for (id, class) in fresh {
-            self.add_row(id, class, means);
+            if table.replace(id) != Some(id) {
+                known.clear();
+            }
+            self.add_row(id, class, &mut known, means);
         }
         let flipped = self.fit(limits, means.desired);
-        self.sets.sweep();
+        self.sets.flush(means.desired);
         flipped
     }
 
     /// The classes that may have a row in the table.
     fn classes_of(&self, id: u32, classes: &Classes) -> BTreeSet<u32> {
         let table = &self.tables[&id];
-        let matchers = table.sides.iter().flat_map(|side| side.by_matcher.keys());
-        let mut found: BTreeSet<u32> = matchers.flat_map(|matcher| classes.with_matcher(*matcher)).collect();
+        let mut found: BTreeSet<u32> = table.matchers().flat_map(|matcher| classes.with_matcher(matcher)).collect();
         if self.named_everyone.contains(&id) {
             found.extend(classes.with_ports());
         }
@@ -229,12 +152,21 @@ impl Decisions {
         found
     }
 
-    fn add_row(&mut self, id: u32, class: u32, means: &mut Means<'_>) {
-        let Some(table) = self.tables.get_mut(&id) else { return };
+    /// `known`: what is already known of the table's relevant parts of classes; many differ only in others.
+    fn add_row(&mut self, id: u32, class: u32, known: &mut HashMap<Relevant, RuleValue>, means: &mut Means<'_>) {
+        let (Some(table), Some(signature)) = (self.tables.get_mut(&id), means.classes.signature(class)) else { return };
         if table.default.ports == PORTS_ALL {
             return;
         }
-        let value = table.allowed(means.classes.signature(class), &mut self.sets, means.numbers);
+        let relevant = table.relevant(signature);
+        let value = match known.get(&relevant) {
+            Some(value) => {
+                self.sets.retain(value.ports);
+                *value
+            }
+            None => table.allowed(&relevant, &mut self.sets, means.numbers),
+        };
+        known.insert(relevant, value);
         if value == table.default {
             self.sets.release(value.ports);
             return;
@@ -244,7 +176,7 @@ impl Decisions {
         self.by_class.entry(class).or_default().insert(id);
         if table.fits {
             means.desired.rule(RuleKey { table: id, class }, Some(value));
-            self.sets.show(value.ports, means.desired);
+            self.sets.show(value.ports);
         }
     }
 
@@ -254,7 +186,7 @@ impl Decisions {
         self.row_count -= 1;
         if table.fits {
             desired.rule(RuleKey { table: id, class }, None);
-            self.sets.hide(value.ports, desired);
+            self.sets.hide(value.ports);
         }
         self.sets.release(value.ports);
     }
@@ -278,15 +210,15 @@ impl Decisions {
                 }
             }
             self.sets.release(table.default.ports);
-            for matcher in table.sides.iter().flat_map(|side| side.by_matcher.keys()) {
-                if let Some(tables) = self.by_matcher.get_mut(matcher) {
+            for matcher in table.matchers() {
+                if let Some(tables) = self.by_matcher.get_mut(&matcher) {
                     tables.remove(&id);
                     if tables.is_empty() {
-                        self.by_matcher.remove(matcher);
+                        self.by_matcher.remove(&matcher);
                     }
                 }
             }
-            self.ids.remove(&table.key());
+            self.ids.remove(&TableKey::of(table.direction, &table.sides, &table.ports));
             self.named_everyone.remove(&id);
             self.born.remove(&id);
         }
@@ -302,9 +234,9 @@ impl Decisions {
                 desired.rule(RuleKey { table: id, class }, fits.then_some(value));
             }
             if fits {
-                self.sets.show(value.ports, desired);
+                self.sets.show(value.ports);
             } else {
-                self.sets.hide(value.ports, desired);
+                self.sets.hide(value.ports);
             }
         }
     }
@@ -312,7 +244,7 @@ impl Decisions {
     /// Decides which tables there is room for. Where not for all, the first in the order of their policies' names.
     fn fit(&mut self, limits: &Limits, desired: &mut Desired) -> BTreeSet<u32> {
         // Sets that ended with this change still count where they are remembered: forget them first.
-        self.sets.sweep();
+        self.sets.sweep(desired);
         let all = self.row_count <= limits.rules_max && self.sets.rows() <= limits.ports_max;
         let chosen = if all { self.tables.keys().copied().collect() } else { self.choose(limits) };
         let flips = |(&id, table): (&u32, &Table)| (table.fits != chosen.contains(&id)).then_some(id);

@@ -46,8 +46,7 @@ impl Compiler {
             for side in sides.iter().flatten() {
                 for place in self.blocks.refused_in(side) {
                     let direction = side.direction.name();
-                    let message =
-                        format!("an ipBlock does not fit the limit of {limit} prefixes: it matches nothing");
+                    let message = format!("an ipBlock does not fit the limit of {limit} prefixes: it matches nothing");
                     places.push((name.to_string(), format!("spec.{direction}[{place}]"), message));
                 }
             }

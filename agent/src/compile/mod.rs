@@ -19,6 +19,7 @@ mod policies;
 mod ports;
 mod prefix;
 mod record;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -266,6 +267,10 @@ impl Compiler {
         let room = self.cut.is_none_or(|cut| ifindex < cut);
         let (Some(veth), true, true) = (index.veth(ifindex), room, self.endpoints.all.contains_key(&ifindex)) else {
             self.desired.endpoint(ifindex, None);
+            if let Some(Endpoint { closed, faults, .. }) = self.endpoints.all.get_mut(&ifindex) {
+                *closed = None;
+                faults.clear();
+            }
             return;
         };
         self.endpoints.number(ifindex, self.limits.endpoints_max);

@@ -153,7 +153,12 @@ impl Policies {
                     }
                 }
             }
-            side.names.extend(names(&rule.ports).map(|(name, protocol)| (name.clone(), protocol)));
+            if let Ports::These(ports) = &rule.ports {
+                side.names.extend(ports.iter().filter_map(|port| match port {
+                    PortMatch::Named { protocol, name } => Some((name.clone(), *protocol)),
+                    PortMatch::Range { .. } => None,
+                }));
+            }
         }
         for id in side.by_matcher.keys() {
             self.registry.acquire(*id);
@@ -183,18 +188,6 @@ impl Policies {
             }
         }
     }
-}
-
-/// The named ports of a rule.
-pub(super) fn names(ports: &Ports) -> impl Iterator<Item = (&Arc<str>, Protocol)> {
-    let matches = match ports {
-        Ports::All => &[][..],
-        Ports::These(matches) => matches,
-    };
-    matches.iter().filter_map(|port| match port {
-        PortMatch::Named { protocol, name } => Some((name, *protocol)),
-        PortMatch::Range { .. } => None,
-    })
 }
 
 // === impl Registry ===

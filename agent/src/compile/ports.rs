@@ -9,14 +9,23 @@ use super::desired::Desired;
 use super::numbers::next;
 use crate::facts::Protocol;
 
-/// Ports that a rule admits. The rule of the lowest `rank` gives its name where several do.
+/// A rule of a table and its number. Where several admit a port, the first gives its name: those for everybody, then by
+/// the policies' names and the place in the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    pub(super) named_peers: bool,
+    pub(super) side: u32,
+    pub(super) place: u32,
+    pub(super) rule: u32,
+}
+
+/// Ports that a rule admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) protocol: Protocol,
     pub(super) first: u16,
     pub(super) last: u16,
-    pub(super) rank: u32,
-    pub(super) rule: u32,
+    pub(super) rank: Rank,
 }
 
 /// One piece of a port set: disjoint from the others, and from its neighbours of the same rule.
@@ -36,6 +45,7 @@ struct PortSet {
     users: usize,
     /// Of these, the ones in the desired tables.
     shown: usize,
+    written: bool,
 }
 
 /// All port sets, one for each content.
@@ -44,6 +54,8 @@ pub(super) struct PortSets {
     ids: HashMap<Arc<[Interval]>, u32>,
     sets: BTreeMap<u32, PortSet>,
     idle: BTreeSet<u32>,
+    /// Sets that were shown or hidden; often both, when a table gives way to another.
+    touched: BTreeSet<u32>,
     /// Prefixes of all sets together.
     rows: usize,
 }
@@ -51,7 +63,10 @@ pub(super) struct PortSets {
 // === impl PortSets ===
 
 impl PortSets {
-    pub(super) fn acquire(&mut self, intervals: Vec<Interval>, highest: &mut u32) -> u32 {
+    pub(super) fn acquire(&mut self, ranges: &[Range], highest: &mut u32) -> u32 {
+        let interval =
+            |&Range { protocol, first, last, rank }: &Range| Interval { protocol, first, last, rule: rank.rule };
+        let intervals: Vec<Interval> = ranges.iter().map(interval).collect();
         if intervals.is_empty() {
             return PORTS_NONE;
         }
@@ -65,7 +80,7 @@ impl PortSets {
         let rows = intervals.iter().map(|interval| prefixes(interval.first, interval.last).count()).sum();
         self.rows += rows;
         self.ids.insert(intervals.clone(), id);
-        self.sets.insert(id, PortSet { intervals, rows, users: 1, shown: 0 });
+        self.sets.insert(id, PortSet { intervals, rows, users: 1, shown: 0, written: false });
         id
     }
 
@@ -78,28 +93,49 @@ impl PortSets {
         }
     }
 
-    /// A row or endpoint of the desired tables begins to refer to the set.
-    pub(super) fn show(&mut self, id: u32, desired: &mut Desired) {
-        let Some(set) = self.sets.get_mut(&id) else { return };
-        set.shown += 1;
-        if set.shown == 1 {
-            set.write(id, true, desired);
+    /// One more of the sets that tables already have.
+    pub(super) fn retain(&mut self, id: u32) {
+        if let Some(set) = self.sets.get_mut(&id) {
+            set.users += 1;
         }
     }
 
-    pub(super) fn hide(&mut self, id: u32, desired: &mut Desired) {
-        let Some(set) = self.sets.get_mut(&id) else { return };
-        set.shown -= 1;
-        if set.shown == 0 {
-            set.write(id, false, desired);
+    /// A row or endpoint of the desired tables begins to refer to the set.
+    pub(super) fn show(&mut self, id: u32) {
+        if let Some(set) = self.sets.get_mut(&id) {
+            set.shown += 1;
+            self.touched.insert(id);
+        }
+    }
+
+    pub(super) fn hide(&mut self, id: u32) {
+        if let Some(set) = self.sets.get_mut(&id) {
+            set.shown -= 1;
+            self.touched.insert(id);
+        }
+    }
+
+    /// Writes the sets that the desired tables came to refer to, and takes away the others.
+    pub(super) fn flush(&mut self, desired: &mut Desired) {
+        while let Some(id) = self.touched.pop_first() {
+            let set = self.sets.get_mut(&id).expect("a set that was touched is kept until it is written");
+            let shown = set.shown > 0;
+            if set.written != shown {
+                set.written = shown;
+                set.write(id, shown, desired);
+            }
         }
     }
 
     /// Forgets the sets that nobody uses.
-    pub(super) fn sweep(&mut self) {
+    pub(super) fn sweep(&mut self, desired: &mut Desired) {
         while let Some(id) = self.idle.pop_first() {
             if self.sets.get(&id).is_some_and(|set| set.users == 0) {
                 let set = self.sets.remove(&id).expect("it was there just now");
+                if set.written {
+                    set.write(id, false, desired);
+                }
+                self.touched.remove(&id);
                 self.ids.remove(&set.intervals);
                 self.rows -= set.rows;
             }
@@ -131,45 +167,45 @@ impl PortSet {
     }
 }
 
-/// The union as disjoint intervals, neighbours of one rule merged.
-pub(super) fn union(ranges: &[Range]) -> Vec<Interval> {
-    let mut intervals = Vec::new();
+/// The union as disjoint ranges, neighbours of one rule merged. A union of unions is the union of all.
+pub(super) fn union(ranges: &[Range]) -> Vec<Range> {
+    let mut disjoint = Vec::new();
     for protocol in Protocol::ALL {
         // Where a range begins (true) and where it no longer holds, in the order of ports.
-        let mut edges: Vec<(u32, bool, u32, u32)> = Vec::new();
+        let mut edges: Vec<(u32, bool, Rank)> = Vec::new();
         for range in ranges.iter().filter(|range| range.protocol == protocol && range.first <= range.last) {
-            edges.push((u32::from(range.first), true, range.rank, range.rule));
-            edges.push((u32::from(range.last) + 1, false, range.rank, range.rule));
+            edges.push((u32::from(range.first), true, range.rank));
+            edges.push((u32::from(range.last) + 1, false, range.rank));
         }
         edges.sort_unstable();
-        sweep(protocol, &edges, &mut intervals);
+        sweep(protocol, &edges, &mut disjoint);
     }
-    intervals
+    disjoint
 }
 
-fn sweep(protocol: Protocol, edges: &[(u32, bool, u32, u32)], intervals: &mut Vec<Interval>) {
-    let port = |number: u32| u16::try_from(number).expect("an interval ends before port 65536");
-    let mut open: BTreeMap<(u32, u32), usize> = BTreeMap::new();
+fn sweep(protocol: Protocol, edges: &[(u32, bool, Rank)], disjoint: &mut Vec<Range>) {
+    let port = |number: u32| u16::try_from(number).expect("a range ends before port 65536");
+    let mut open: BTreeMap<Rank, usize> = BTreeMap::new();
     let mut from = 0;
-    for &(at, begins, rank, rule) in edges {
+    for &(at, begins, rank) in edges {
         if from < at
-            && let Some((&(_, rule), _)) = open.first_key_value()
+            && let Some((&rank, _)) = open.first_key_value()
         {
-            match intervals.last_mut() {
-                Some(last) if last.protocol == protocol && last.rule == rule && u32::from(last.last) + 1 == from => {
+            match disjoint.last_mut() {
+                Some(last) if last.protocol == protocol && last.rank == rank && u32::from(last.last) + 1 == from => {
                     last.last = port(at - 1);
                 }
-                Some(_) | None => intervals.push(Interval { protocol, first: port(from), last: port(at - 1), rule }),
+                Some(_) | None => disjoint.push(Range { protocol, first: port(from), last: port(at - 1), rank }),
             }
         }
         from = at;
-        let count = open.entry((rank, rule)).or_default();
+        let count = open.entry(rank).or_default();
         if begins {
             *count += 1;
         } else {
             *count -= 1;
             if *count == 0 {
-                open.remove(&(rank, rule));
+                open.remove(&rank);
             }
         }
     }

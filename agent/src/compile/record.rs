@@ -36,11 +36,12 @@ impl Own {
         }
         for &(address, bits) in &veth.addresses {
             let claims = index.claims(address);
-            if let (Some(id), Some(other)) = (pod, claims.first().and_then(|&id| index.pod(id)))
+            let names = claims.iter().filter_map(|&id| index.pod(id)).map(|pod| &pod.name);
+            if let (Some(id), Some(other)) = (pod, names.min())
                 && !claims.contains(&id)
             {
                 let object = status.map_or(String::new(), |pod| pod.name.to_string());
-                let message = format!("its interface has {address}, which is pod {}'s: it may not use it", other.name);
+                let message = format!("its interface has {address}, which is pod {other}'s: it may not use it");
                 own.faults.push(Fault { kind: Kind::Pod, object, field: "status.podIPs".to_owned(), message });
                 continue;
             }

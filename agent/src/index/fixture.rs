@@ -211,7 +211,8 @@ fn veth(words: &[&str], gone: bool) -> VethChange {
         pod: None,
         older: false,
     };
-    let fields: BTreeMap<&str, &str> = words[1..].iter().map(|word| word.split_once('=').unwrap_or((word, ""))).collect();
+    let fields: BTreeMap<&str, &str> =
+        words[1..].iter().map(|word| word.split_once('=').unwrap_or((word, ""))).collect();
     for (field, value) in fields {
         match field {
             "mac" => veth.pod_mac = Some([2, 0, 0, 0, 0, value.parse().expect("the last byte")]),

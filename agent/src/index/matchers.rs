@@ -12,12 +12,14 @@ use crate::facts::{Labels, Namespaces, Operator, Selector};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MatcherId(pub u32);
 
+type Items<T> = Vec<(Selector, T)>;
+
 /// Selectors by a label that they require.
 #[derive(Debug)]
 struct Anchored<T> {
     /// Key → value → those that require it.
-    by_label: HashMap<Arc<str>, HashMap<String, Vec<(Selector, T)>>>,
-    rest: Vec<(Selector, T)>,
+    by_label: HashMap<Arc<str>, HashMap<String, Items<T>>>,
+    rest: Items<T>,
 }
 
 #[derive(Debug, Default)]

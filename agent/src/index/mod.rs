@@ -3,9 +3,9 @@
 //! Pure, and without memory of the way: after the same facts, in whatever order, it is the same (but for [`PodId`]s,
 //! which mean nothing outside). Nothing is judged here; [`crate::compile`] does that.
 
-pub mod matchers;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod matchers;
 mod relist;
 #[cfg(test)]
 mod tests;
@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use crate::facts::{Change, Kind, NamespaceFacts, NodeFacts, ObjectName, PodFacts, PolicyFacts, Veth, VethChange};
 use relist::Relists;
-pub use veths::{Identity, Unknown};
 use veths::Veths;
+pub use veths::{Identity, Unknown};
 
 /// A pod while it is in the index. Reused for another pod only after the death was handed out by [`Index::take_dirty`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -170,7 +170,7 @@ impl Index {
         self.pods.iter().enumerate().filter_map(move |(place, pod)| Some((id(place), &pod.as_ref()?.facts)))
     }
 
-    /// The live pods that say the address is theirs, oldest claim first.
+    /// The live pods that say the address is theirs, in no order that means anything.
     pub fn claims(&self, address: IpAddr) -> &[PodId] {
         self.claims.get(&address).map_or(&[], Vec::as_slice)
     }

@@ -1,1 +1,134 @@
+//! Which veth is which pod, and what a list sweeps.
 
+use super::fixture::{apply, index};
+use super::{Identity, Index};
+
+/// What is behind veth 5: `namespace/name#uid`, or why nobody knows.
+fn behind(index: &Index) -> String {
+    match index.identity(5) {
+        Some(Identity::Pod(id)) => format!("{}#{}", index.pod(id).expect("a pod").name, index.uid(id).expect("a pod")),
+        Some(Identity::Unknown(unknown)) => format!("{unknown:?}").split('(').next().unwrap_or_default().to_owned(),
+        None => "gone".to_owned(),
+    }
+}
+
+/// In this order and in the reverse, as far as no line replaces another.
+fn check(lines: &[&str], expected: &str) {
+    let reversed: Vec<&str> = lines.iter().copied().rev().collect();
+    for lines in [lines, &reversed[..]] {
+        assert_eq!(behind(&index(&lines.join("\n"))), expected, "{lines:#?}");
+    }
+}
+
+#[test]
+fn identity() {
+    let uid = "veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#1";
+    check(&[uid, "pod a/s#1 node=n"], "a/s#1");
+    // Another UID of the name is another pod, even with the address.
+    check(&[uid, "pod a/s#2 node=n ip=10.0.0.5"], "Awaited");
+    check(&[uid, "pod a/s#2 node=n ip=10.0.0.5", "pod a/s#1 node=n finished"], "a/s#1");
+    check(&[uid, "pod a/s#1 node=n host"], "HostNetwork");
+    let name = "veth 5 mac=5 ip=10.0.0.5/24,fe80::1/64 pod=a/s";
+    check(&[name, "pod a/s#1 node=n ip=10.0.0.5"], "a/s#1");
+    check(&[name, "pod a/s#1 node=n"], "a/s#1");
+    check(&[name, "pod a/s#1 node=m ip=10.0.0.5"], "Awaited");
+    // The address speaks against it: this is a pod of that name which is gone.
+    check(&[name, "pod a/s#1 node=n ip=10.0.0.9"], "Awaited");
+    check(&[name, "pod a/s#1 node=n ip=10.0.0.9", "pod a/s#2 node=n ip=10.0.0.5"], "a/s#2");
+    check(&[name, "pod a/s#1 node=n", "pod a/s#2 node=n"], "Several");
+    check(&[name, "pod a/s#1 node=n ip=10.0.0.5 finished"], "a/s#1");
+    check(&[name, "pod a/s#1 node=n ip=10.0.0.5 finished", "pod a/s#2 node=n"], "a/s#2");
+    check(&[name, "pod a/s#1 node=n finished"], "Awaited");
+}
+
+#[test]
+fn identity_by_address() {
+    let veth = "veth 5 mac=5 ip=10.0.0.5/24,fe80::1/64";
+    check(&[veth, "pod a/s#1 node=n ip=10.0.0.5"], "a/s#1");
+    check(&[veth, "pod a/s#1 node=n ip=fe80::1"], "Nobody");
+    check(&[veth, "pod a/s#1 node=m ip=10.0.0.5"], "Nobody");
+    check(&[veth, "pod a/s#1 ip=10.0.0.5"], "Nobody");
+    check(&[veth, "pod a/s#1 node=n ip=10.0.0.5 finished"], "Nobody");
+    check(&[veth, "pod a/s#1 node=n ip=10.0.0.5 host"], "Nobody");
+    check(&[veth, "pod a/s#1 node=n ip=10.0.0.5", "pod a/t#2 node=n ip=10.0.0.5"], "Several");
+    check(&[veth, "pod a/s#1 node=n ip=10.0.0.5", "pod a/t#2 node=m ip=10.0.0.5"], "a/s#1");
+    // A veth that the CNI result names has the better claim; two that only join have none.
+    check(&[veth, "pod a/s#1 node=n ip=10.0.0.5", "veth 6 mac=6 ip=10.0.0.5/24"], "Shared");
+    check(&[veth, "pod a/s#1 node=n ip=10.0.0.5", "veth 6 mac=6 pod=a/s#1"], "Shared");
+    let mut index = index("veth 5 mac=5 ip=10.0.0.5/24\nveth 6 mac=6 ip=10.0.0.5/24\npod a/s#1 node=n ip=10.0.0.5");
+    index.take_dirty();
+    apply(&mut index, "-veth 6");
+    assert_eq!(behind(&index), "a/s#1");
+    assert!(index.take_dirty().veths.contains(&5), "it is known now");
+}
+
+#[test]
+fn a_death_of_the_old_leaves_the_new() {
+    let mut index = index("pod a/s#1 node=n ip=10.0.0.5\nveth 5 mac=5 ip=10.0.0.5/24");
+    apply(&mut index, "pod a/s#2 node=n ip=10.0.0.5");
+    assert_eq!(behind(&index), "Several");
+    apply(&mut index, "-pod a/s#1");
+    assert_eq!(behind(&index), "a/s#2");
+    assert_eq!(index.claims("10.0.0.5".parse().expect("an address")).len(), 1);
+}
+
+/// Everything that is there, by name.
+fn names(index: &Index) -> String {
+    let mut names: Vec<String> =
+        index.pods().map(|(id, pod)| format!("{}#{}", pod.name, index.uid(id).expect("a pod"))).collect();
+    for (name, entry) in index.namespaces() {
+        names.extend(entry.facts.iter().map(|_| name.to_string()));
+        names.extend(entry.policies.keys().map(|policy| format!("{name}:{policy}")));
+    }
+    names.extend(index.nodes().map(|node| node.name.to_string()));
+    names.sort_unstable();
+    names.join(" ")
+}
+
+#[test]
+fn a_list_sweeps_what_it_does_not_name_and_only_at_its_end() {
+    let all = "ns a\nns b\npod a/s#1\npod a/s#2\npolicy a/p . in()\npolicy b/p . in()\nnode n1\nnode n2";
+    for (list, after) in [
+        ("Namespace\nns b", "a/s#1 a/s#2 a:p b b:p n1 n2"),
+        ("Pod\npod a/s#2", "a a/s#2 a:p b b:p n1 n2"),
+        ("NetworkPolicy\npolicy a/p . in()", "a a/s#1 a/s#2 a:p b n1 n2"),
+        ("Node\nnode n2", "a a/s#1 a/s#2 a:p b b:p n2"),
+        // A list that begins again.
+        ("Pod\npod a/s#1\nrelist Pod\npod a/s#2", "a a/s#2 a:p b b:p n1 n2"),
+    ] {
+        let mut index = index(&format!("{all}\nrelist {list}"));
+        assert_eq!(names(&index), "a a/s#1 a/s#2 a:p b b:p n1 n2", "before the end of {list}");
+        apply(&mut index, &format!("relisted {}", list.lines().next().expect("a kind")));
+        assert_eq!(names(&index), after, "after {list}");
+    }
+}
+
+#[test]
+fn complete_once_every_kind_was_listed() {
+    let mut index = index("veth 5 mac=5");
+    for kind in ["Namespace", "Pod", "NetworkPolicy", "Pod"] {
+        apply(&mut index, &format!("relist {kind}\nrelisted {kind}"));
+        assert!(!index.complete(), "{kind}");
+    }
+    index.take_dirty();
+    apply(&mut index, "relisted Node");
+    assert!(index.complete());
+    assert!(index.take_dirty().veths.contains(&5), "it was closed for that");
+    apply(&mut index, "relist Pod");
+    assert!(index.complete(), "a list anew takes nothing back");
+}
+
+#[test]
+fn the_same_again_is_no_change() {
+    let all = "ns a x=1\npod a/s#1 ip=10.0.0.5 node=n\npolicy a/p . in()\nveth 5 mac=5 ip=10.0.0.5/24";
+    let mut index = index(all);
+    index.take_dirty();
+    apply(&mut index, all);
+    assert_eq!(format!("{:?}", index.take_dirty()), format!("{:?}", super::Dirty::default()));
+    index.touch_all();
+    let dirty = index.take_dirty();
+    assert_eq!(
+        [dirty.namespaces.len(), dirty.pods.len(), dirty.policies.len(), dirty.veths.len(), dirty.addresses.len()],
+        [1; 5]
+    );
+}

@@ -212,8 +212,7 @@ impl Index {
     }
 
     fn find_by_address(&self, veth: &Veth) -> Found {
-        let claims: BTreeSet<PodId> =
-            routable(veth).flat_map(|address| self.claims(address).iter().copied()).collect();
+        let claims: BTreeSet<PodId> = routable(veth).flat_map(|address| self.claims(address).iter().copied()).collect();
         let pods = claims.into_iter().filter_map(|id| Some((id, self.pod(id)?)));
         let here: Vec<(PodId, &PodFacts)> = pods.filter(|(_, pod)| self.is_here(pod)).collect();
         match &here[..] {

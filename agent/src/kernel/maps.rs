@@ -12,7 +12,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Reason;
 use palisade_common::layout::{
-    Address, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey, RuleValue,
+    Address, Config, EndpointRecord, EndpointStats, FlowKey, FragmentKey, FragmentValue, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey, RuleValue,
     Versioned,
 };
 
@@ -84,6 +84,8 @@ pub struct Maps {
     rules: Hash<RuleKey, RuleValue>,
     ports: Trie<PortKey, PortValue>,
     flows: Hash<FlowKey, FlowValue>,
+    fragments: Hash<FragmentKey, FragmentValue>,
+    endpoint_stats: Array<MapData, Plain<EndpointStats>>,
     counters: PerCpuArray<MapData, u64>,
     event_budget: PerCpuArray<MapData, [u32; 4]>,
 }
@@ -137,6 +139,8 @@ impl Maps {
             rules: map("RULES")?.try_into()?,
             ports: map("PORTS")?.try_into()?,
             flows: map("FLOWS")?.try_into()?,
+            fragments: map("FRAGMENTS")?.try_into()?,
+            endpoint_stats: map("ENDPOINT_STATS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
             event_budget: map("EVENT_BUDGET")?.try_into()?,
         })
@@ -181,6 +185,42 @@ impl Maps {
 
     pub fn flow_stats(&self) -> anyhow::Result<FlowStats> {
         Ok(self.flow_stats.get(&0, 0)?.0)
+    }
+
+    /// Empties FLOWS, FRAGMENTS and ENDPOINT_STATS.
+    pub fn forget_flows(&mut self) -> anyhow::Result<()> {
+        let flows: Vec<FlowKey> = self.flows.keys().map(|key| Ok(key?.0)).collect::<Result<_, MapError>>()?;
+        for key in flows {
+            self.remove_flow(&key)?;
+        }
+        let fragments: Vec<_> = self.fragments.keys().collect::<Result<_, MapError>>()?;
+        for key in fragments {
+            absent_is_fine(self.fragments.remove(&key))?;
+        }
+        for number in 0..self.endpoint_stats.len() {
+            self.endpoint_stats.set(number, Plain(EndpointStats::default()), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Makes all that is remembered older by so many nanoseconds, as if time had passed.
+    pub fn age(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
+        for (key, mut value) in entries(&self.flows)? {
+            value.seen = value.seen.saturating_sub(nanoseconds);
+            self.flows.insert(Plain(key), Plain(value), 0)?;
+        }
+        for (key, mut value) in entries(&self.fragments)? {
+            value.seen = value.seen.saturating_sub(nanoseconds);
+            self.fragments.insert(Plain(key), Plain(value), 0)?;
+        }
+        for number in 0..self.endpoint_stats.len() {
+            let mut stats = self.endpoint_stats.get(&number, 0)?.0;
+            if stats.midstream_count != 0 {
+                stats.midstream_second = stats.midstream_second.wrapping_sub((nanoseconds / 1_000_000_000) as u32);
+                self.endpoint_stats.set(number, Plain(stats), 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Counts the flows that stay and lists those for which `is_over` holds.

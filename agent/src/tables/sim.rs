@@ -3,7 +3,7 @@
 //! Used by tests (the second of the three judges, and replaying plans write by write) and for questions without a kernel.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -36,8 +36,8 @@ pub struct Sim {
     pub pressure: bool,
     pub keeps_existing: bool,
     pub midstream_budget: u32,
-    /// (interface, local port) pairs on which a pod is known to listen; `None`: nothing is known of any socket.
-    pub listening: Option<Vec<(u32, u16)>>,
+    /// TCP ports on which a pod listens, by interface; no entry: nothing is known of its sockets.
+    pub listening: BTreeMap<u32, BTreeSet<u16>>,
 }
 
 /// A frame in memory.
@@ -241,8 +241,7 @@ impl Ask for Sim {
         if protocol != parse::protocol::TCP {
             return None;
         }
-        let listening = self.listening.as_ref()?;
-        Some(listening.contains(&(record.ifindex, local.1)))
+        Some(self.listening.get(&record.ifindex)?.contains(&local.1))
     }
 
     fn take_midstream(&self, number: u32, now: u64) -> bool {

@@ -78,5 +78,6 @@ pub trait Judge {
     /// All changes of one instant have been applied: from now on they hold.
     fn settle(&mut self) {}
 
-    fn packet(&mut self, packet: &PacketStep) -> Verdict;
+    /// `None`: this judge cannot be asked about such a packet.
+    fn packet(&mut self, packet: &PacketStep) -> Option<Verdict>;
 }

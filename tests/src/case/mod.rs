@@ -11,7 +11,7 @@ mod world;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::judge::{Endpoint, Existing, Judge, ObjectChange, PacketStep, Setup};
@@ -22,8 +22,11 @@ pub use self::world::World;
 /// Judges by their names, the oracle not among them.
 pub type Judges = Vec<(&'static str, Box<dyn Judge>)>;
 
+/// Makes judges anew for one case.
+pub type Factory<'a> = &'a dyn Fn(&Setup) -> Judges;
+
 /// One case, as written.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
     /// Its name: what is shown, in a few words.
@@ -40,6 +43,9 @@ pub struct Case {
     /// Mid-stream admissions per endpoint and second.
     #[serde(default = "budget")]
     pub budget: u32,
+    /// Only what the objects come to is told, not how they came to it.
+    #[serde(default)]
+    pub collapsed: bool,
     /// Changes that make up the first state, all at one instant.
     #[serde(default)]
     pub objects: Vec<Value>,
@@ -119,7 +125,7 @@ mod tests {
         let mut failures = String::new();
         for (file, cases) in written().expect("the files of cases can be read") {
             for case in cases {
-                let told = match run(&case, Vec::new()) {
+                let told = match run(&case, &|_| Vec::new()) {
                     Ok(outcome) if outcome.disagreements.is_empty() => continue,
                     Ok(outcome) => outcome.disagreements.iter().map(ToString::to_string).collect(),
                     Err(error) => format!("{error:#}\n"),

@@ -10,7 +10,7 @@ use palisade_common::{Hook, Reason};
 use serde_json::Value;
 
 use super::world::UPLINK_IFINDEX;
-use super::{Answer, Case, Disagreement, Judges, ObjectChange, Outcome, PacketStep, World};
+use super::{Answer, Case, Disagreement, Factory, Judges, ObjectChange, Outcome, PacketStep, World};
 use crate::frame::text;
 use crate::oracle::Oracle;
 
@@ -20,13 +20,13 @@ const TICK: u64 = 1_000_000;
 /// Source ports of flows whose steps name none.
 const FIRST_PORT: u16 = 20_000;
 
-/// Plays `case` before the oracle and `judges`.
-pub fn run(case: &Case, judges: Judges) -> Result<Outcome> {
+/// Plays `case` before the oracle and the judges made for it.
+pub fn run(case: &Case, judges: Factory<'_>) -> Result<Outcome> {
     let case = case.whole()?;
     let setup = case.setup()?;
     let mut play = Play {
         oracle: Oracle::new(&setup),
-        judges,
+        judges: judges(&setup),
         world: World::new(&setup.node),
         time: START,
         next_port: FIRST_PORT,
@@ -35,8 +35,9 @@ pub fn run(case: &Case, judges: Judges) -> Result<Outcome> {
         case: case.case.clone(),
         step: String::new(),
         step_number: 0,
+        last: None,
     };
-    play.changes(&case.objects).context("objects")?;
+    play.objects(&case).context("objects")?;
     for (index, step) in case.steps.iter().enumerate() {
         play.step_number = index + 1;
         play.step = serde_json::to_string(step)?;
@@ -56,6 +57,8 @@ struct Play {
     case: String,
     step: String,
     step_number: usize,
+    /// The packet that was judged last, for what is told of it.
+    last: Option<PacketStep>,
 }
 
 /// A flow that later steps send packets of.
@@ -112,6 +115,19 @@ enum Fate {
 }
 
 impl Play {
+    fn objects(&mut self, case: &Case) -> Result<()> {
+        if !case.collapsed {
+            return self.changes(&case.objects);
+        }
+        for item in &case.objects {
+            self.world.change(item)?.with_context(|| format!("no change: {item}"))?;
+        }
+        let changes = self.world.snapshot();
+        self.tell(&changes);
+        self.settle();
+        Ok(())
+    }
+
     fn changes(&mut self, items: &[Value]) -> Result<()> {
         for item in items {
             let changes = self.world.change(item)?.with_context(|| format!("no change: {item}"))?;
@@ -257,7 +273,7 @@ impl Play {
             }
             played = true;
             let flow = self.named_flow(source, destination, kind, *six)?;
-            let (first, answer, more): (&[&str], &[&str], &[&str]) = match flow.kind.as_str() {
+            let (first, answer, more): (&[&str], &[&str], &[&str]) = match flow.kind.split(' ').next().unwrap_or("") {
                 "tcp" => (&["syn"], &["synack"], &["data"]),
                 "sctp" => (&["init"], &["data"], &["data"]),
                 "icmp" => (&["echo"], &["reply"], &["echo"]),
@@ -420,7 +436,7 @@ impl Play {
         let answers: Vec<Answer> = self
             .judges
             .iter_mut()
-            .map(|(name, judge)| Answer { judge: name, verdict: judge.packet(&packet) })
+            .filter_map(|(name, judge)| Some(Answer { judge: name, verdict: judge.packet(&packet)? }))
             .collect();
         let dropped_here = opinion.pass == Some(false) && wanted.at.is_none_or(|at| at == hook);
         let reason = wanted.reason.filter(|reason| reason.passes() == (opinion.pass == Some(true)) || dropped_here);
@@ -433,6 +449,7 @@ impl Play {
             let written = reason.map_or_else(String::new, |reason| reason.name().to_owned());
             self.disagree(&packet, written, opinion.describe(), answers);
         }
+        self.last = Some(packet);
         Ok(opinion.pass)
     }
 
@@ -466,18 +483,9 @@ impl Play {
                 Fate::Dropped(hook) => format!("dropped at {}", hook.name()),
                 Fate::Open => "open".to_owned(),
             };
-            self.outcome.disagreements.push(Disagreement {
-                case: self.case.clone(),
-                step: self.step.clone(),
-                step_number: self.step_number,
-                hook: Hook::FromPod,
-                endpoint: "this node".to_owned(),
-                packet: what.to_owned(),
-                written,
-                oracle,
-                answers: Vec::new(),
-                frame: Vec::new(),
-            });
+            let mut packet = self.last.clone().context("a packet was judged")?;
+            packet.words = format!("{} ({what})", packet.words);
+            self.disagree(&packet, written, oracle, Vec::new());
         }
         Ok(())
     }

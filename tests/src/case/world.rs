@@ -73,7 +73,8 @@ impl World {
         }
         let of_pod = self.pods.get(name).map(addresses).unwrap_or_default();
         let of_veth = self.endpoints.get(name).into_iter().flat_map(|endpoint| &endpoint.addresses).map(|(ip, _)| *ip);
-        of_pod.into_iter().chain(of_veth).find(|address| address.is_ipv6() == six)
+        let link_local = |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        of_pod.into_iter().chain(of_veth).find(|address| address.is_ipv6() == six && !link_local(address))
     }
 
     /// The local pod behind an address.

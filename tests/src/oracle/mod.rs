@@ -61,7 +61,6 @@ struct FirstFragment {
 
 /// An endpoint whose pod is known.
 struct Subject<'a> {
-    endpoint: &'a Endpoint,
     pod: &'a Value,
     uid: String,
     egress: bool,
@@ -157,7 +156,6 @@ impl Oracle {
             None => self.cluster.pod_named(&endpoint.namespace, &endpoint.pod),
         }?;
         Some(Subject {
-            endpoint,
             pod,
             uid: cluster::uid(pod),
             egress: policy::isolated(&self.cluster, pod, Direction::Egress),

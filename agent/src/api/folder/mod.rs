@@ -11,7 +11,7 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use crate::facts::{Change, Kind, Update};
-use notices::{Notice, Notices};
+use notices::{Notice, Notices, Sign};
 use shelf::Shelf;
 
 /// Tells all objects of the folder, and then every change, until the receiver is gone.
@@ -49,7 +49,7 @@ pub async fn watch(dir: PathBuf, updates: Sender<Vec<Update>>) -> anyhow::Result
             () = updates.closed() => return Ok(()),
         };
         shelf = match notice {
-            Notice::Files(names) => read_files(dir.clone(), names, shelf).await?,
+            Notice::Files(files) => read_files(dir.clone(), files, shelf).await?,
             Notice::Everything => rescan(&dir, shelf).await?,
             Notice::Gone => {
                 warn!(folder = %dir.display(), "the folder is gone; what it held stays in force until it is back");
@@ -93,10 +93,14 @@ async fn scan(dir: PathBuf, mut shelf: Shelf) -> anyhow::Result<(Shelf, io::Resu
     tokio::task::spawn_blocking(scan).await.context("the reader of the folder")
 }
 
-async fn read_files(dir: PathBuf, names: BTreeSet<OsString>, mut shelf: Shelf) -> anyhow::Result<Shelf> {
+async fn read_files(dir: PathBuf, files: BTreeMap<OsString, Sign>, mut shelf: Shelf) -> anyhow::Result<Shelf> {
     let read = move || {
-        for name in names {
-            read_file(&dir.join(name), &mut shelf);
+        for (name, sign) in files {
+            let path = dir.join(name);
+            // In a folder that was moved away meanwhile, nothing is there; that removes nothing.
+            if sign == Sign::Removed || path.exists() || dir.is_dir() {
+                read_file(&path, &mut shelf);
+            }
         }
         shelf
     };

@@ -1,6 +1,6 @@
 //! What inotify tells about a folder, put together to what there is to do.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,11 +15,18 @@ use super::is_manifest;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Notice {
     /// These files are new, changed or gone.
-    Files(BTreeSet<OsString>),
+    Files(BTreeMap<OsString, Sign>),
     /// Any file may be.
     Everything,
     /// The folder itself is.
     Gone,
+}
+
+/// What was last told of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    Written,
+    Removed,
 }
 
 pub struct Notices {
@@ -27,6 +34,8 @@ pub struct Notices {
     stream: EventStream<Vec<u8>>,
     /// Of the folder. Events of an earlier one may still come.
     watch: WatchDescriptor,
+    /// The folder went after files that are to be told first.
+    gone: bool,
 }
 
 /// Bytes read at once. Only how many, as the kernel queues the rest.
@@ -38,7 +47,7 @@ impl Notices {
     pub fn open(dir: &Path) -> io::Result<Self> {
         let stream = Inotify::init()?.into_event_stream(vec![0; BUFFER_BYTES])?;
         let watch = stream.watches().add(dir, mask())?;
-        Ok(Self { dir: dir.to_owned(), stream, watch })
+        Ok(Self { dir: dir.to_owned(), stream, watch, gone: false })
     }
 
     /// Waits until there is something to do.
@@ -46,13 +55,22 @@ impl Notices {
     /// # Errors
     /// inotify fails.
     pub async fn next(&mut self) -> io::Result<Notice> {
+        if std::mem::take(&mut self.gone) {
+            return Ok(Notice::Gone);
+        }
         loop {
-            let mut files = BTreeSet::new();
+            let mut files = BTreeMap::new();
             let mut event = self.event().await?;
             loop {
                 match self.read(&event) {
                     Some(Notice::Files(names)) => files.extend(names),
-                    Some(notice) => return Ok(notice),
+                    Some(Notice::Gone) => {
+                        // Whoever removes a folder removes its files; whoever moves it does not.
+                        files.retain(|_name, sign| *sign == Sign::Removed);
+                        self.gone = !files.is_empty();
+                        return Ok(if self.gone { Notice::Files(files) } else { Notice::Gone });
+                    }
+                    Some(Notice::Everything) => return Ok(Notice::Everything),
                     None => {}
                 }
                 // What else has been told is done in one go.
@@ -120,7 +138,9 @@ impl Notices {
         }
         // A file that is only created is still being written; a link is complete at once.
         let complete = !mask.contains(EventMask::CREATE) || is_link(&self.dir.join(name));
-        (is_manifest(name) && complete).then(|| Notice::Files(BTreeSet::from([name.clone()])))
+        let removed = mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM);
+        let sign = if removed { Sign::Removed } else { Sign::Written };
+        (is_manifest(name) && complete).then(|| Notice::Files(BTreeMap::from([(name.clone(), sign)])))
     }
 }
 

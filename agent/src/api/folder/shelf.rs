@@ -250,3 +250,7 @@ fn object_fault(key: &Key, message: String) -> Fault {
     };
     Fault { kind, object, field: String::new(), message }
 }
+
+#[cfg(test)]
+#[path = "shelf_tests.rs"]
+mod tests;

@@ -117,3 +117,6 @@ impl Faults {
         self.found
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,15 +106,15 @@ fn addresses(status: &PodStatus, faults: &mut Faults) -> Vec<IpAddr> {
 /// Containers and sidecars, which are init containers that go on running (SEMANTICS 7.11).
 fn ports(spec: &PodSpec, faults: &mut Faults) -> BTreeSet<NamedPort> {
     let mut ports = BTreeSet::new();
-    let lists: [(_, _, fn(&Container) -> bool); 2] =
-        [("containers", &spec.containers, |_container| true), ("initContainers", &spec.init_containers, is_sidecar)];
-    for (list, containers, counts) in lists {
+    for (list, containers, sidecars_only) in
+        [("containers", &spec.containers, false), ("initContainers", &spec.init_containers, true)]
+    {
         if containers.is_wrong() {
             faults.add(format!("spec.{list}"), "containers are a list, their named ports are not known");
         }
         for (index, container) in containers.found().into_iter().flatten().enumerate() {
             let container = container.or_empty();
-            if counts(&container) {
+            if !sidecars_only || is_sidecar(&container) {
                 container_ports(&container.ports, &format!("spec.{list}[{index}].ports"), &mut ports, faults);
             }
         }

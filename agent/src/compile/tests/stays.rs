@@ -1,0 +1,217 @@
+//! What outlives a change: numbers, generations, what is known of connections; and records field by field.
+
+use palisade_common::layout::{EndpointRecord, endpoint_flag::*};
+
+use super::World;
+use crate::compile::{Catalog, Compiler, Limits, Numbers};
+use crate::index::{Index, fixture};
+
+const SUBJECT: &str = "
+    ns a\npod a/s#u1 ip=10.0.0.5 node=n app=s
+    veth 5 mac=5 ip=10.0.0.5/24,fe80::9/64 pod=a/s#u1
+    complete
+";
+
+fn record(world: &World, ifindex: u32) -> EndpointRecord {
+    world.compiler.tables().endpoints[&ifindex]
+}
+
+fn flags(world: &World) -> u32 {
+    record(world, 5).flags
+}
+
+#[test]
+fn a_record_is_what_lies_in_packets() {
+    let world = World::new(&format!("{SUBJECT}pod a/s#u1 ip=10.0.0.5,fd00::5,10.0.0.200 node=n"), Limits::default());
+    let record = record(&world, 5);
+    let bytes = |word: u32| word.to_ne_bytes();
+    assert_eq!((record.ifindex, record.netns_id, record.v4_count, record.v6_count), (5, -1, 2, 3));
+    assert_eq!((bytes(record.mac_hi), bytes(record.mac_lo)[..2].to_vec()), ([2, 0, 0, 0], vec![0, 5]));
+    assert_eq!([bytes(record.v4[0]), bytes(record.v4[1])], [[10, 0, 0, 5], [10, 0, 0, 200]]);
+    // The directed broadcast address is known where the interface tells the length.
+    assert_eq!([bytes(record.v4_broadcast[0]), bytes(record.v4_broadcast[1])], [[10, 0, 0, 255], [0; 4]]);
+    // From the status, from the MAC (02:… loses its local bit), from the interface.
+    let v6: Vec<[u8; 4]> =
+        record.v6.iter().flat_map(|address| [bytes(address.words[0]), bytes(address.words[3])]).collect();
+    assert_eq!(
+        v6[..6],
+        [[0xfd, 0, 0, 0], [0, 0, 0, 5], [0xfe, 0x80, 0, 0], [0, 0, 0, 9], [0xfe, 0x80, 0, 0], [0xfe, 0, 0, 5]]
+    );
+    assert_eq!(bytes(record.v6[2].words[2]), [0, 0, 0, 0xff]);
+    // FNV-1a of "u1", from its definition.
+    let identity = u64::from(record.identity_hi) << 32 | u64::from(record.identity_lo);
+    assert_eq!(identity, 0x08c4_7b07_b567_47f3);
+}
+
+#[test]
+fn broadcast_addresses() {
+    for (length, broadcast) in
+        [(24, [10, 0, 0, 255]), (30, [10, 0, 0, 7]), (31, [0; 4]), (32, [0; 4]), (8, [10, 255, 255, 255])]
+    {
+        let world = World::new(&format!("{SUBJECT}veth 5 mac=5 ip=10.0.0.5/{length} pod=a/s#u1"), Limits::default());
+        assert_eq!(record(&world, 5).v4_broadcast[0].to_ne_bytes(), broadcast, "/{length}");
+    }
+}
+
+#[test]
+fn what_is_closed() {
+    for (lines, closed) in [
+        ("", None),
+        ("-pod a/s#u1", Some("the CNI result names pod a/s, which the API has not shown yet")),
+        ("veth 5 ip=10.0.0.5/24 pod=a/s#u1", Some("the MAC address of the pod's interface is not known yet")),
+        ("veth 5 mac=5", Some("no CNI result names its pod and no pod of this node has its address")),
+        (
+            "veth 5 mac=5 ip=10.0.0.5/24\nveth 6 mac=6 ip=10.0.0.5/24",
+            Some("it has the address of pod a/s, which has another interface"),
+        ),
+    ] {
+        let world = World::new(&format!("{SUBJECT}{lines}"), Limits::default());
+        assert_eq!(flags(&world) & CLOSED != 0, closed.is_some(), "{lines}");
+        assert_eq!(world.compiler.catalog(&world.index, &[]).endpoints[0].closed.as_deref(), closed, "{lines}");
+    }
+    let mut world = World::new(&SUBJECT.replace("complete", ""), Limits::default());
+    assert!(flags(&world) & CLOSED != 0, "nothing was listed yet");
+    assert_eq!(world.apply("complete").delta.endpoints.len(), 1);
+    assert!(flags(&world) & CLOSED == 0);
+}
+
+#[test]
+fn trust_is_the_namespaces() {
+    let mut world = World::new(SUBJECT, Limits::default());
+    assert_eq!(flags(&world) & TRUSTED, 0);
+    world.apply("ns a trusted");
+    assert_eq!(flags(&world) & TRUSTED, TRUSTED);
+    world.apply("-ns a");
+    assert_eq!(flags(&world) & TRUSTED, 0);
+}
+
+#[test]
+fn an_address_of_another_pod_is_not_its_own() {
+    let mut world = World::new(SUBJECT, Limits::default());
+    world.apply("veth 5 mac=5 ip=10.0.0.5/24,10.0.9.9/24 pod=a/s#u1");
+    assert_eq!(record(&world, 5).v4_count, 2);
+    let faults = world.apply("pod b/other ip=10.0.9.9 node=m").faults;
+    assert_eq!(faults[0].message, "its interface has 10.0.9.9, which is pod b/other's: it may not use it");
+    assert_eq!((record(&world, 5).v4_count, record(&world, 5).v4[0].to_ne_bytes()), (1, [10, 0, 0, 5]));
+}
+
+#[test]
+fn midstream_stays_for_the_pods_life() {
+    let both = "policy a/p . in() out()";
+    let mut world = World::new(&format!("{SUBJECT}{both}"), Limits::default());
+    assert_eq!(flags(&world) & MIDSTREAM, 0);
+    world.apply("policy a/p . in()");
+    assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM);
+    world.apply(both);
+    assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM, "it was open for egress once");
+    world.apply("-pod a/s#u1\npod a/s#u2 ip=10.0.0.5 node=n\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2");
+    assert_eq!(flags(&world) & MIDSTREAM, 0, "another pod");
+    world.apply("veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2 older");
+    assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM);
+    // Closed until all is listed is not open.
+    let mut world = World::new(&SUBJECT.replace("complete", ""), Limits::default());
+    world.apply(&format!("{both}\ncomplete"));
+    assert_eq!(flags(&world) & MIDSTREAM, 0);
+}
+
+#[test]
+fn generations_are_for_one_pod() {
+    let mut world = World::new(SUBJECT, Limits::default());
+    let first = record(&world, 5).generation;
+    assert_ne!(first, 0);
+    world.apply("policy a/p . in()\npod a/s#u1 ip=10.0.0.5 node=n app=t");
+    assert_eq!(record(&world, 5).generation, first);
+    world.apply("veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2");
+    world.apply("veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u1");
+    assert_eq!(record(&world, 5).generation, first, "it was not known for a while");
+    world.apply("pod a/s#u2 ip=10.0.0.5 node=n\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2");
+    assert!(record(&world, 5).generation > first);
+}
+
+#[test]
+fn numbers_are_small_and_stay() {
+    let mut world = World::new(SUBJECT, Limits::default());
+    world.apply("veth 7 mac=7\nveth 6 mac=6");
+    let numbers = |world: &World| {
+        world.compiler.tables().endpoints.values().map(|it| (it.ifindex, it.number)).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers(&world), [(5, 0), (6, 1), (7, 2)]);
+    world.apply("-veth 6");
+    world.apply("veth 4 mac=4");
+    assert_eq!(numbers(&world), [(4, 1), (5, 0), (7, 2)]);
+}
+
+#[test]
+fn the_next_agent_goes_on() {
+    let before = EndpointRecord {
+        number: 3,
+        generation: 40,
+        flags: MIDSTREAM,
+        ..record(&World::new(SUBJECT, Limits::default()), 5)
+    };
+    let other = EndpointRecord { ifindex: 6, identity_lo: 1, number: 0, generation: 50, ..before };
+    let numbers = Numbers { class: 100, table: 200, ports: 300, rule: 400, generation: 45 };
+    let mut index = Index::new(fixture::NODE);
+    let mut compiler = Compiler::new(Limits::default()).start_above(numbers);
+    compiler.adopt([before, other]);
+    let policy = "policy a/p . in(.|TCP/1) out()\npod a/w ip=10.1.1.1";
+    fixture::apply(
+        &mut index,
+        &format!("{SUBJECT}{policy}\npod a/t#u9 ip=10.0.0.6 node=n\nveth 6 mac=6 pod=a/t#u9\nveth 7 mac=7"),
+    );
+    compiler.update(&mut index);
+    let of = |ifindex: u32| compiler.tables().endpoints[&ifindex];
+    assert_eq!((of(5).number, of(5).generation, of(5).flags & MIDSTREAM), (3, 40, MIDSTREAM));
+    // Another pod behind the interface: its number, nothing else.
+    assert_eq!((of(6).number, of(6).flags & MIDSTREAM), (0, 0));
+    assert!(of(6).generation > 50 && of(7).generation > 50);
+    assert_eq!(of(7).number, 1);
+    let now = Numbers::highest(compiler.tables());
+    assert!(now.class > 100 && now.table > 200 && now.ports > 300 && now.rule > 400, "{now:?}");
+    assert_eq!(Numbers::highest(&Default::default()), Numbers::default());
+}
+
+#[test]
+fn a_rule_that_stays_keeps_its_number() {
+    let mut world = World::new(&format!("{SUBJECT}policy a/p . in(*|TCP/1) in(*|TCP/3)"), Limits::default());
+    let rules = |world: &World| Vec::from_iter(world.compiler.catalog(&world.index, &[]).rules.into_keys());
+    let before = rules(&world);
+    world.apply("policy a/p app=s in(*|TCP/1) in(*|TCP/4)");
+    let after = rules(&world);
+    assert_eq!((before[0], before.len(), after.len()), (after[0], 2, 2));
+    assert!(after[1] > before[1]);
+}
+
+#[test]
+fn the_catalog_names_numbers() {
+    let lines = "
+        pod a/web ip=10.1.2.3 app=web port=http/TCP/80
+        policy a/p app=s in(app=web+@10.0.0.0/8!10.1.0.0/16|TCP/1)
+        policy a/q . in(team=x//.+tier!=1^2|*) out(*|TCP/http)
+        ns a team=x
+    ";
+    let world = World::new(&format!("{SUBJECT}{lines}"), Limits::default());
+    let catalog = world.compiler.catalog(&world.index, &[]);
+    let endpoint = &catalog.endpoints[0];
+    assert_eq!((endpoint.namespace.as_deref(), endpoint.pod.as_deref()), (Some("a"), Some("s")));
+    assert_eq!(
+        (&endpoint.ingress_policies[..], &endpoint.egress_policies[..]),
+        (&["a/p".to_owned(), "a/q".to_owned()][..], &["a/q".to_owned()][..])
+    );
+    let classes: Vec<&str> = catalog.classes.values().map(|class| &*class.description).collect();
+    let expected = [
+        "nobody that a policy names",
+        "10.0.0.0/8 except 10.1.0.0/16",
+        "pods tier notin (1,2) in namespace a; pods in namespaces team=x; 10.0.0.0/8 except 10.1.0.0/16",
+        "pods app=web in namespace a; pods tier notin (1,2) in namespace a; pods in namespaces team=x; port http=80/TCP",
+    ];
+    for class in expected {
+        assert!(classes.contains(&class), "{class} is not in {classes:#?}");
+    }
+    assert_eq!(classes.len(), expected.len(), "{classes:#?}");
+    let rules: Vec<String> =
+        catalog.rules.values().map(|it| format!("{} {} {}", it.policy, it.direction, it.index)).collect();
+    assert_eq!(rules, ["a/p ingress 0", "a/q ingress 0", "a/q egress 0"]);
+    let text = serde_json::to_string(&catalog).expect("a catalog is plain data");
+    assert_eq!(serde_json::from_str::<Catalog>(&text).expect("what was written"), catalog);
+}

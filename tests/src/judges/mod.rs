@@ -1,0 +1,12 @@
+//! The second and third judge: the decision function over compiled tables, and the loaded program.
+//!
+//! Both go the agent's own way from objects to writes: `api::reduce`, `index`, `compile`, `tables`.
+
+mod bpffs;
+pub mod compiled;
+pub mod loaded;
+mod pipeline;
+
+pub use bpffs::{Bpffs, bpffs};
+pub use compiled::Compiled;
+pub use loaded::{Loaded, Machine};

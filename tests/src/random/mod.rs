@@ -1,0 +1,190 @@
+//! Random clusters, changes and packets, from a seed; and how a case about which judges disagree is made small.
+//!
+//! A random case is a [`Case`] like a written one, so that what is left of it after shrinking can be read, and put among the written.
+
+mod cluster;
+mod traffic;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::case::{Case, Factory, run};
+
+/// SplitMix64: the same numbers for the same seed, for ever.
+#[derive(Clone, Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Below `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    pub fn percent(&mut self, chance: usize) -> bool {
+        self.below(100) < chance
+    }
+
+    pub fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
+        &list[self.below(list.len())]
+    }
+}
+
+/// The case of a seed.
+pub fn case(seed: u64) -> Case {
+    let mut dice = Dice::new(seed);
+    let mut cluster = cluster::Cluster::new(&mut dice);
+    let objects = cluster.objects(&mut dice);
+    let steps = traffic::steps(&mut cluster, &mut dice);
+    Case {
+        case: format!("seed {seed}"),
+        text: String::new(),
+        world: "none".to_owned(),
+        existing: if dice.percent(15) { "keep" } else { "cut" }.to_owned(),
+        budget: 1000,
+        collapsed: false,
+        objects,
+        steps,
+    }
+}
+
+/// The case with everything taken away that the disagreement does not need.
+pub fn shrink(case: &Case, judges: Factory<'_>) -> Case {
+    let disagrees = |case: &Case| run(case, judges).is_ok_and(|outcome| !outcome.disagreements.is_empty());
+    let mut small = case.whole().unwrap_or_else(|_| case.clone());
+    loop {
+        let before = size(&small);
+        small = shorter(small, |case| &mut case.steps, &disagrees);
+        small = shorter(small, |case| &mut case.objects, &disagrees);
+        small = thinner(small, &disagrees);
+        if size(&small) == before {
+            return small;
+        }
+    }
+}
+
+fn size(case: &Case) -> usize {
+    serde_json::to_string(case).map_or(0, |text| text.len())
+}
+
+/// Takes items out of a list, many at once first.
+fn shorter(mut case: Case, list: fn(&mut Case) -> &mut Vec<Value>, disagrees: &dyn Fn(&Case) -> bool) -> Case {
+    let mut chunk = list(&mut case).len().max(1);
+    while chunk > 0 {
+        let mut start = 0;
+        while start < list(&mut case).len() {
+            let mut smaller = case.clone();
+            let items = list(&mut smaller);
+            let end = (start + chunk).min(items.len());
+            items.drain(start..end);
+            if disagrees(&smaller) {
+                case = smaller;
+            } else {
+                start = end;
+            }
+        }
+        chunk /= 2;
+    }
+    case
+}
+
+/// Takes rules, peers, ports, values and words out of the items.
+fn thinner(mut case: Case, disagrees: &dyn Fn(&Case) -> bool) -> Case {
+    let count = case.objects.len() + case.steps.len();
+    for index in 0..count {
+        let mut attempt = 0;
+        loop {
+            let mut smaller = case.clone();
+            let objects = smaller.objects.len();
+            let value = if index < objects { &mut smaller.objects[index] } else { &mut smaller.steps[index - objects] };
+            let mut left = attempt;
+            if !take_one(value, &mut left) {
+                break;
+            }
+            if disagrees(&smaller) {
+                case = smaller;
+            } else {
+                attempt += 1;
+            }
+        }
+    }
+    case
+}
+
+/// Takes the `left`-th thing out of a value that can be taken out; `false`: there are fewer.
+fn take_one(value: &mut Value, left: &mut usize) -> bool {
+    match value {
+        Value::Array(items) => {
+            if *left < items.len() {
+                items.remove(*left);
+                return true;
+            }
+            *left -= items.len();
+            items.iter_mut().any(|item| take_one(item, left))
+        }
+        Value::Object(members) => members.iter_mut().any(|(_, member)| take_one(member, left)),
+        // Words of a pod, namespace or node behind its name.
+        Value::String(line) if line.starts_with("pod ") || line.starts_with("ns ") || line.starts_with("node ") => {
+            let words: Vec<&str> = line.split(' ').collect();
+            let extra = words.len().saturating_sub(2);
+            if *left < extra {
+                let skip = 2 + *left;
+                let kept: Vec<&str> =
+                    words.iter().enumerate().filter(|(at, _)| *at != skip).map(|(_, word)| *word).collect();
+                *line = kept.join(" ");
+                return true;
+            }
+            *left -= extra;
+            false
+        }
+        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// The case as it would be written.
+pub fn print(case: &Case) -> Result<String> {
+    Ok(serde_norway::to_string(&[case])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use palisade_common::Reason;
+
+    use super::*;
+    use crate::case::Outcome;
+
+    /// Flows enough of either fate, and every reason that random cases can meet.
+    #[test]
+    fn random_cases_are_balanced() {
+        let mut total = Outcome::default();
+        for seed in 0..400 {
+            let case = case(seed);
+            let outcome = run(&case, &|_| Vec::new()).unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
+            total.add(outcome);
+        }
+        let flows = total.flows_admitted + total.flows_refused;
+        assert!(total.flows_admitted * 3 >= flows, "{} of {flows} flows admitted", total.flows_admitted);
+        assert!(total.flows_refused * 3 >= flows, "{} of {flows} flows refused", total.flows_refused);
+        assert!(total.open * 50 < total.packets, "{} of {} packets left open", total.open, total.packets);
+        let hit: BTreeSet<Reason> = total.reasons.keys().copied().collect();
+        // A budget needs a case of its own, and tables do not change while the oracle thinks. The oracle lets judges choose between
+        // the reason for a flow that is refused now and was not before, and that for one that always was.
+        let not_here = [Reason::MidstreamBudget, Reason::Unsettled, Reason::Revoked, Reason::Kept, Reason::Established];
+        let missing: Vec<&Reason> =
+            Reason::ALL.iter().filter(|reason| !hit.contains(reason) && !not_here.contains(reason)).collect();
+        assert!(missing.is_empty(), "not hit: {missing:?}");
+    }
+}
