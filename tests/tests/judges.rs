@@ -1,46 +1,121 @@
-//! Every written case before all three judges. The third needs root and the built programs (feature `live`).
+//! Written cases, their variants and random ones before the judges. The third judge needs root and the built programs (feature
+//! `live`).
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use palisade_tests::case::{self, Judges};
-use palisade_tests::judges::{Compiled, Machine};
+use palisade_common::Reason;
+use palisade_tests::case::{self, Case, Judges, Outcome, Setup};
+use palisade_tests::judges::Compiled;
+use palisade_tests::{expand, random};
 
-/// Plays every written case before the judges that `judges` makes, and tells all disagreements.
-fn play(judges: impl Fn(&case::Setup) -> Judges) {
+/// How many disagreements are told; one is shrunk for each.
+const TOLD_MAX: usize = 5;
+
+type Factory<'a> = &'a dyn Fn(&Setup) -> Judges;
+
+fn compiled(setup: &Setup) -> Judges {
+    vec![("compiled", Box::new(Compiled::new(setup)))]
+}
+
+/// Plays `cases` and tells their disagreements, each by the smallest case that still shows it.
+fn play(cases: impl IntoIterator<Item = (String, Case)>, judges: Factory<'_>) -> Outcome {
     let mut failures = String::new();
-    let mut played = 0;
-    for (file, cases) in case::written().expect("the files of cases can be read") {
-        for case in cases {
-            let setup = case.setup().expect("a case's setup is legal");
-            let outcome = case::run(&case, judges(&setup));
-            played += 1;
-            match outcome {
-                Ok(outcome) if outcome.disagreements.is_empty() => {}
-                Ok(outcome) => {
-                    for disagreement in outcome.disagreements {
-                        let _ = writeln!(failures, "== {file}\n{disagreement}");
-                    }
+    let mut told = 0;
+    let mut all = Outcome::default();
+    for (name, case) in cases {
+        match case::run(&case, judges) {
+            Ok(outcome) => {
+                if !outcome.disagreements.is_empty() {
+                    let small = random::shrink(&case, judges);
+                    let written = random::print(&small).unwrap_or_else(|error| format!("{error:#}"));
+                    let _ = writeln!(failures, "== {name}\n{}\n{written}", outcome.disagreements[0]);
+                    told += 1;
                 }
-                Err(error) => {
-                    let _ = writeln!(failures, "== {file}: {}: {error:#}", case.case);
-                }
+                all.add(outcome);
             }
+            Err(error) => {
+                let _ = writeln!(failures, "== {name}: {error:#}");
+                told += 1;
+            }
+        }
+        if told == TOLD_MAX {
+            break;
         }
     }
     assert!(failures.is_empty(), "{failures}");
-    println!("{played} cases");
+    all
+}
+
+fn written() -> Vec<(String, Case)> {
+    let files = case::written().expect("the files of cases can be read");
+    files
+        .into_iter()
+        .flat_map(|(file, cases)| cases.into_iter().map(move |case| (format!("{file}: {}", case.case), case)))
+        .collect()
+}
+
+fn variants() -> impl Iterator<Item = (String, Case)> {
+    written().into_iter().flat_map(|(name, case)| {
+        let variants = expand::variants(&case).expect("a written case can be varied");
+        variants.into_iter().map(move |case| (format!("{name} ({})", case.case), case))
+    })
+}
+
+/// Random cases until `flows` flows were asked about: at least a third admitted, a third refused.
+fn random_flows(seed: u64, flows: u64, judges: Factory<'_>) -> Outcome {
+    let mut all = Outcome::default();
+    let mut seeds = seed..;
+    while all.flows_admitted + all.flows_refused < flows {
+        let batch: Vec<(String, Case)> =
+            seeds.by_ref().take(20).map(|seed| (format!("random {seed}"), random::case(seed))).collect();
+        all.add(play(batch, judges));
+    }
+    let total = all.flows_admitted + all.flows_refused;
+    println!("{total} flows, {} admitted, {} refused, {} packets", all.flows_admitted, all.flows_refused, all.packets);
+    println!("reasons: {:?}", all.reasons);
+    assert!(all.flows_admitted * 3 >= total, "fewer than a third of the flows was admitted");
+    assert!(all.flows_refused * 3 >= total, "fewer than a third of the flows was refused");
+    all
 }
 
 #[test]
-fn decision_function_over_compiled_tables() {
-    play(|setup| vec![("compiled", Box::new(Compiled::new(setup)))]);
+fn written_cases_over_compiled_tables() {
+    play(written(), &compiled);
+}
+
+#[test]
+fn variants_over_compiled_tables() {
+    play(variants(), &compiled);
+}
+
+#[test]
+fn random_cases_over_compiled_tables() {
+    let outcome = random_flows(1, 50_000, &compiled);
+    // What only time, other CPUs or a full table can bring about.
+    let rare = BTreeSet::from([Reason::Unsettled, Reason::Unremembered]);
+    let missing: Vec<&Reason> =
+        Reason::ALL.iter().filter(|reason| !rare.contains(reason) && !outcome.reasons.contains_key(reason)).collect();
+    assert!(missing.is_empty(), "no packet was judged {missing:?}");
 }
 
 #[cfg(feature = "live")]
-#[test]
-fn loaded_program() {
-    use palisade_tests::judges::Loaded;
-    let pins = palisade_tests::judges::bpffs("judges").expect("a bpffs can be mounted");
-    let machine = Machine::new(pins.path()).expect("the programs can be loaded");
-    play(|setup| vec![("loaded", Box::new(Loaded::new(&machine, setup).expect("the maps can be emptied")))]);
+mod live {
+    use palisade_tests::judges::{Loaded, Machine, bpffs};
+
+    use super::*;
+
+    /// One test, as the programs are loaded once.
+    #[test]
+    fn loaded_program() {
+        let pins = bpffs("judges").expect("a bpffs can be mounted");
+        let machine = Machine::new(pins.path()).expect("the programs can be loaded");
+        let both = |setup: &Setup| -> Judges {
+            let loaded = Loaded::new(&machine, setup).expect("the maps can be emptied");
+            vec![("compiled", Box::new(Compiled::new(setup))), ("loaded", Box::new(loaded))]
+        };
+        let outcome = play(written(), &both);
+        println!("{} packets of written cases", outcome.packets);
+        random_flows(1_000_000, 5_000, &both);
+    }
 }
