@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 
 use crate::command::{output, run, step};
+use crate::lab::build_helpers;
 use crate::{build, paths, setup};
 
 struct Stage {
