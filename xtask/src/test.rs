@@ -1,11 +1,13 @@
 //! Everything that must pass. CI runs this and nothing else; each stage can be run alone by its name.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::command::{output, run};
+use crate::command::{output, run, step};
+use crate::lab::build_helpers;
 use crate::{build, paths, setup};
 
 struct Stage {
@@ -79,17 +81,26 @@ fn clippy() -> Result<()> {
 }
 
 fn unit() -> Result<()> {
-    run(&mut cargo(&["test", "--quiet"]))
+    run(cargo(&["test", "--quiet"]).env(OBJECT_VARIABLE, kernel_programs()?))
 }
 
 fn live() -> Result<()> {
     let user = output(Command::new("id").arg("-u"))?;
     ensure!(user.trim() == "0", "the live tests load programs and make network namespaces: run this as root");
-    let toolchain = setup::toolchain()?;
-    let object = build::kernel_programs(&toolchain)?;
+    let object = kernel_programs()?;
     setup::lab()?;
     setup::control_plane()?;
-    // One at a time: the lab's labs can live side by side, but two cores cannot keep their deadlines.
-    run(cargo(&["test", "--package", "palisade-tests", "--features", "live", "--", "--test-threads=1"])
-        .env("PALISADE_EBPF_OBJECT", object))
+    build_helpers()?;
+    // One at a time: labs can live side by side, but two cores cannot keep the deadlines of many.
+    run(cargo(&["test", "--package", "palisade", "--package", "palisade-tests", "--test", "*"])
+        .args(["--features", "palisade/live,palisade-tests/live", "--", "--test-threads=1"])
+        .env(OBJECT_VARIABLE, object))
+}
+
+/// Given to every stage that runs tests, or cargo would build the agent anew for each. Plain `cargo test` gives none.
+const OBJECT_VARIABLE: &str = "PALISADE_EBPF_OBJECT";
+
+fn kernel_programs() -> Result<PathBuf> {
+    let toolchain = setup::toolchain()?;
+    step("kernel programs", || Ok((build::kernel_programs(&toolchain)?, "built".into())))
 }

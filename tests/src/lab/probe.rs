@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -126,6 +129,71 @@ fn ask_udp(to: SocketAddr, deadline: Duration) -> std::io::Result<String> {
 fn bind_udp(to: SocketAddr) -> std::io::Result<UdpSocket> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     UdpSocket::bind((any, 0))
+}
+
+/// Datagrams sent without pause to a server that answers each, on a thread of its own.
+pub struct Datagrams {
+    socket: UdpSocket,
+    stop: Arc<AtomicBool>,
+    sender: Option<JoinHandle<()>>,
+    start: Instant,
+}
+
+impl Datagrams {
+    /// Returns once the first was answered.
+    pub fn start(from: &Netns, to: SocketAddr) -> Result<Self> {
+        let socket = from.run(|| bind_udp(to))?;
+        socket.connect(to)?;
+        let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+        let (sending, stopped) = (socket.try_clone()?, stop.clone());
+        let sender = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // Each says when it was sent. A refusal by ICMP is reported here and ends nothing.
+                let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                let _ = sending.send(&nanoseconds.to_be_bytes());
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        });
+        let stream = Self { socket, stop, sender: Some(sender), start };
+        stream.answer(DEADLINE)?.context("no datagram was answered")?;
+        Ok(stream)
+    }
+
+    /// Waits until none has been answered for so long; when the last answered one was sent.
+    pub fn last_answered(self, quiet: Duration) -> Result<Option<Instant>> {
+        let mut last = None;
+        while let Some(sent) = self.answer(quiet)? {
+            last = last.max(Some(sent));
+        }
+        Ok(last)
+    }
+
+    fn answer(&self, deadline: Duration) -> Result<Option<Instant>> {
+        self.socket.set_read_timeout(Some(deadline))?;
+        let mut buffer = [0; 2048];
+        let end = Instant::now() + deadline;
+        loop {
+            match self.socket.recv(&mut buffer) {
+                Ok(length) => {
+                    // The server's name, a line feed, and what was sent.
+                    let sent = buffer[..length].last_chunk().context("an answer is too short")?;
+                    return Ok(Some(self.start + Duration::from_nanos(u64::from_be_bytes(*sent))));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(_) if Instant::now() > end => return Ok(None),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Datagrams {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(sender) = self.sender.take() {
+            let _ = sender.join();
+        }
+    }
 }
 
 /// A connection that stays open, to be tried again and again.

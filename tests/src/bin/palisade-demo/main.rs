@@ -48,9 +48,12 @@ fn demo(keep: bool) -> Result<()> {
     println!("palisade agent --manifests {} ... is ready: no policy yet", scene.manifests.folder.display());
 
     heading("The policies");
-    scene.apply_policies()?;
-    let enforced = scene.time_to_refusal()?;
-    println!("Enforced {} ms after the last file was written.", enforced.as_millis());
+    scene.print_policies();
+    let last = scene.last_answer(|| scene.write_policies())?.context("not even one datagram was answered before")?;
+    println!(
+        "The last packet that they forbid got through {:.1} ms after they were written.",
+        1000.0 * last.as_secs_f64()
+    );
 
     heading("Who reaches whom after");
     let after = scene.settled(Duration::from_secs(5))?;

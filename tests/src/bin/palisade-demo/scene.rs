@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use palisade_tests::lab::probe::{Probe, ask_all};
+use anyhow::Result;
+use palisade_tests::lab::probe::{self, Probe, ask_all};
 use palisade_tests::lab::server::Server;
 use palisade_tests::lab::{Lab, Manifests, Netns, Node, Outcome, Pod, PodSpec, Transport, objects};
 
@@ -91,7 +91,7 @@ impl Scene {
         let mut servers = Vec::new();
         for pod in &pods {
             let ports: Vec<u16> = pod.ports.iter().map(|(_, _, port)| *port).collect();
-            servers.push(Server::start(lab.guard(), &pod.netns, &pod.full_name(), &ports, &[])?);
+            servers.push(Server::start(lab.guard(), &pod.netns, &pod.full_name(), &ports, &ports)?);
         }
         let manifests = Manifests::new(&node.folder.join("manifests"))?;
         manifests.put(&objects::node(&node))?;
@@ -112,33 +112,32 @@ impl Scene {
         }
     }
 
-    /// Prints the policies and writes them, one after the other.
-    pub fn apply_policies(&self) -> Result<()> {
+    pub fn print_policies(&self) {
         for (namespace, name, spec) in POLICIES {
             println!("{namespace}/{name}:");
             for line in spec.lines() {
                 println!("    {line}");
             }
         }
+    }
+
+    /// One file after the other.
+    pub fn write_policies(&self) -> Result<()> {
         for (namespace, name, spec) in POLICIES {
             self.manifests.put(&objects::policy(namespace, name, spec)?)?;
         }
         Ok(())
     }
 
-    /// How long a connection that the last policy forbids is still possible: new ones are tried one after the other.
-    pub fn time_to_refusal(&self) -> Result<Duration> {
+    /// When the last datagram was sent that got through although the last policy forbids it: they are sent without pause,
+    /// before the policies are written and until none has been answered for a while.
+    pub fn last_answer(&self, write: impl FnOnce() -> Result<()>) -> Result<Option<Duration>> {
         let (web, api) = (&self.pods[0], &self.pods[1]);
         let to = SocketAddr::new(web.ipv4(), web.ports[0].2);
-        let probe = Probe { from: api.netns.clone(), transport: Transport::Tcp, to };
-        let start = Instant::now();
-        loop {
-            let asked = start.elapsed();
-            if !probe.ask_within(Duration::from_millis(200)).reached() {
-                return Ok(asked);
-            }
-            ensure!(asked < Duration::from_secs(10), "{to} is still reached {asked:?} after the policies were written");
-        }
+        let stream = probe::Datagrams::start(&api.netns, to)?;
+        write()?;
+        let written = Instant::now();
+        Ok(stream.last_answered(Duration::from_millis(300))?.map(|sent| sent.saturating_duration_since(written)))
     }
 
     /// Who asks, in the table's order.
