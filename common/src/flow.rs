@@ -235,9 +235,7 @@ fn tcp_state<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -
     let packet = at.packet;
     let mut flags = flow.flags();
     if packet.tcp_flags & tcp_flag::RST != 0 {
-        // A pod's own reset is its own word; one from elsewhere may be forged and out of window (RFC 5961).
-        let certain = matches!(at.hook, Hook::FromPod) && at.record.flags & endpoint_flag::TRUSTED == 0;
-        return flags | if certain { flow_flag::RESET } else { flow_flag::RESET_SEEN };
+        return flags | reset_flag(at);
     }
     if forward {
         flags &= !flow_flag::RESET_SEEN;
@@ -245,7 +243,7 @@ fn tcp_state<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -
     let sender = at.sender;
     let receiver = 1 - sender;
     if packet.tcp_flags & tcp_flag::FIN != 0 {
-        let next = packet.tcp_sequence.wrapping_add(packet.payload).wrapping_add(1);
+        let next = fin_next(packet);
         if flow.fin_next(sender) != next {
             flow.set_fin_next(sender, next);
         }
@@ -258,6 +256,19 @@ fn tcp_state<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -
         flags |= flow_flag::FIN_ACKED << receiver;
     }
     flags
+}
+
+/// A pod's own reset is its own word; one from elsewhere may be forged and out of window (RFC 5961).
+#[inline(always)]
+fn reset_flag<T: Tables>(at: &At<'_, T>) -> u32 {
+    let certain = matches!(at.hook, Hook::FromPod) && at.record.flags & endpoint_flag::TRUSTED == 0;
+    if certain { flow_flag::RESET } else { flow_flag::RESET_SEEN }
+}
+
+/// The sequence number after the segment's FIN.
+#[inline(always)]
+const fn fin_next(packet: &Packet) -> u32 {
+    packet.tcp_sequence.wrapping_add(packet.payload).wrapping_add(1)
 }
 
 /// A flow that is known, but not (any longer) admitted as the packet needs it.
@@ -274,8 +285,8 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
     let mut refused = Ruling::of(Reason::NoRule);
     if opened_reverse && !opening && answers(flow, packet, at.now) {
         let admitted_once = flow.judged(opener, at.reverse_role()).generation == generation;
-        let kept = keeps && admitted_once;
         let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
+        let kept = keeps && admitted_once && !node;
         let answer = if kept || node { Answer::ALLOWED } else { at.ask_reverse() };
         if answer.is_allowed() {
             let reason = if kept { Reason::Kept } else { Reason::Reply };
@@ -311,7 +322,8 @@ fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -> bo
     let mut value = flow.value();
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     if forward {
-        if at.packet.is_tcp() && (at.packet.has(packet_trait::OPENING) || is_closed(value.flags)) {
+        // Only an opening begins anew: what else is sent on a closed connection's tuple does not make it live again.
+        if at.packet.is_tcp() && at.packet.has(packet_trait::OPENING) {
             value.flags &= !TCP_STATE;
             value.fin_next = [0; 2];
         }
@@ -348,6 +360,14 @@ fn insert<T: Tables>(at: &At<'_, T>, forward: bool, flags: u32, new: bool) -> bo
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     let mut value = FlowValue { seen: at.now, flags: flags | flow_flag::OPENED << opener, ..FlowValue::default() };
     set_judged(&mut value, opener, role, at.judgement());
+    let packet = at.packet;
+    if packet.is_tcp() && packet.tcp_flags & tcp_flag::RST != 0 {
+        value.flags |= reset_flag(at);
+    } else if packet.is_tcp() && packet.tcp_flags & tcp_flag::FIN != 0 {
+        value.flags |= flow_flag::FIN << at.sender;
+        let next = fin_next(packet);
+        value.fin_next = if at.sender == 0 { [next, 0] } else { [0, next] };
+    }
     at.tables.put_flow(&at.key, &value, new)
 }
 
