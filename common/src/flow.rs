@@ -178,7 +178,8 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
     };
     let opening = packet.has(packet_trait::OPENING);
     let flags = flow.flags();
-    if at.is_valid(flow.judged(at.sender, at.forward_role())) && !(opening && flags & TCP_STATE != 0) {
+    let anew = opening && flags & (TCP_STATE | flow_flag::KEPT) != 0;
+    if at.is_valid(flow.judged(at.sender, at.forward_role())) && !anew {
         note(at, &flow, true);
         return Ruling::of(Reason::Established);
     }
@@ -187,7 +188,11 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
         return Ruling::of(Reason::Reply);
     }
     let ruling = judge_known(at, &flow);
-    if ruling.remembers() { remembered(stamp(at, &flow, ruling.is_forward()), ruling) } else { ruling }
+    if !ruling.remembers() {
+        return ruling;
+    }
+    let kept = ruling.reason_number() == Reason::Kept as u8;
+    remembered(stamp(at, &flow, ruling.is_forward(), kept), ruling)
 }
 
 /// Whether a packet of the end that did not open the flow may still be an answer.
@@ -318,8 +323,9 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
 
 /// Puts the entry anew with the judgement of the packet's direction (`forward`) or of the opposite one made now.
 #[inline(never)]
-fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -> bool {
+fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool, kept: bool) -> bool {
     let mut value = flow.value();
+    value.flags = if kept { value.flags | flow_flag::KEPT } else { value.flags & !flow_flag::KEPT };
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     if forward {
         // Only an opening begins anew: what else is sent on a closed connection's tuple does not make it live again.
@@ -457,7 +463,7 @@ pub(crate) fn remember_node<T: Tables>(at: &At<'_, T>) -> Reason {
                 true
             } else {
                 flow.set_flags(flags | flow_flag::NODE);
-                stamp(at, &flow, true)
+                stamp(at, &flow, true, false)
             }
         }
         // A reset opens nothing that could be answered.
