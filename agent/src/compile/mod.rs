@@ -1,8 +1,8 @@
 //! Facts → desired tables, computing only what a change touches.
 //!
-//! The state is a function of the facts alone, whatever the way there, but for what must outlive a change: numbers (which
-//! only grow), generations, and whether a pod may have connections that nobody saw being opened. Called by `run` with the
-//! index after every batch of changes; `tables` turns the delta into writes.
+//! The state is a function of the facts alone, whatever the way there, but for what must outlive a change: numbers
+//! (which only grow), generations, and whether a pod may have connections that nobody saw being opened. Called by `run`
+//! with the index after every batch of changes; `tables` turns the delta into writes.
 
 mod blocks;
 mod canonical;
@@ -113,8 +113,8 @@ impl Compiler {
         self
     }
 
-    /// Goes on where an earlier agent's records end: an interface that still has the pod of its record keeps generation,
-    /// number and what is known of its connections. Before the first update.
+    /// Goes on where an earlier agent's records end: an interface that still has the pod of its record keeps
+    /// generation, number and what is known of its connections. Before the first update.
     pub fn adopt(&mut self, records: impl IntoIterator<Item = EndpointRecord>) {
         let generation = self.endpoints.adopt(records);
         self.numbers.generation = self.numbers.generation.max(generation);
