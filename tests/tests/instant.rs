@@ -116,10 +116,8 @@ impl Instant {
     fn check(&mut self, plan: &Plan, probes: Vec<Probe>) {
         let mut after = self.sim.clone();
         plan.writes.iter().for_each(|write| after.write(write));
-        let asked: Vec<(Pair, Pair, Probe)> = probes
-            .into_iter()
-            .map(|probe| (self.ask(&self.sim, &probe), self.ask(&after, &probe), probe))
-            .collect();
+        let asked: Vec<(Pair, Pair, Probe)> =
+            probes.into_iter().map(|probe| (self.ask(&self.sim, &probe), self.ask(&after, &probe), probe)).collect();
         let (changed, others): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(old, new, _)| old != new);
         let mut tally = self.tally.borrow_mut();
         tally.changes += 1;
@@ -161,7 +159,9 @@ fn probe(
         Some(owners) => owners.iter().copied().map(Some).collect(),
         None => vec![None],
     };
-    let end = |address: IpAddr, port: &str| if address.is_ipv4() { format!("{address}:{port}") } else { format!("[{address}]:{port}") };
+    let end = |address: IpAddr, port: &str| {
+        if address.is_ipv4() { format!("{address}:{port}") } else { format!("[{address}]:{port}") }
+    };
     let words = match kind.split_once(' ') {
         Some((kind, port)) => {
             let options = match kind {
@@ -246,7 +246,12 @@ fn play(cases: impl IntoIterator<Item = Case>) -> Tally {
         }
     }
     let tally = tally.take();
-    assert!(tally.violations.is_empty(), "{} violations:\n{}", tally.violations.len(), tally.violations[..tally.violations.len().min(10)].join("\n"));
+    assert!(
+        tally.violations.is_empty(),
+        "{} violations:\n{}",
+        tally.violations.len(),
+        tally.violations[..tally.violations.len().min(10)].join("\n")
+    );
     println!("{tally:?}");
     tally
 }
@@ -287,9 +292,7 @@ fn thousand_rows() {
         ];
         (0..1_000).map(rule).chain(others).collect()
     };
-    let policy = |shift| {
-        serde_json::json!({"policy x/p": {"podSelector": {"matchLabels": {"pod": "a"}}, "ingress": rules(shift)}})
-    };
+    let policy = |shift| serde_json::json!({"policy x/p": {"podSelector": {"matchLabels": {"pod": "a"}}, "ingress": rules(shift)}});
     let case = Case {
         case: "a thousand rows".to_owned(),
         text: String::new(),

@@ -275,7 +275,11 @@ fn stress(keep_existing: bool) {
     let fine = [Reason::Allowed, Reason::Established, Reason::NoRule, Reason::Unsettled, Reason::Kept];
     assert_eq!(counted(&kernel, |reason| !fine.contains(&reason)), [], "reasons that no state has");
     let admitted: u64 = [Reason::Allowed, Reason::Established, Reason::Kept].map(|r| count(&kernel, r)).iter().sum();
-    assert_eq!(admitted + unsettled.min(tallies[0].wrong), tallies[0].packets, "admitted are all that are allowed, no other");
+    assert_eq!(
+        admitted + unsettled.min(tallies[0].wrong),
+        tallies[0].packets,
+        "admitted are all that are allowed, no other"
+    );
     assert!(tallies[0].wrong <= unsettled, "{tallies:?}: refused, though every state allows it");
     assert_eq!(tallies[1].wrong, 0, "{tallies:?}: admitted, though every state refuses it");
     assert!(epochs > 500 && tallies[0].packets > 10_000 && tallies[1].packets > 10_000, "too little happened");
