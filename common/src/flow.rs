@@ -325,7 +325,10 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
 #[inline(never)]
 fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool, kept: bool) -> bool {
     let mut value = flow.value();
-    value.flags = if kept { value.flags | flow_flag::KEPT } else { value.flags & !flow_flag::KEPT };
+    if kept {
+        // Once set it stays: it may stand for any of the entry's judgements.
+        value.flags |= flow_flag::KEPT;
+    }
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     if forward {
         // Only an opening begins anew: what else is sent on a closed connection's tuple does not make it live again.
