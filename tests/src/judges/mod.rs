@@ -10,3 +10,4 @@ mod pipeline;
 pub use bpffs::{Bpffs, bpffs};
 pub use compiled::Compiled;
 pub use loaded::{Loaded, Machine};
+pub use pipeline::Pipeline;
