@@ -118,7 +118,8 @@ impl Bench {
     }
 
     fn without_agent(&self, clients: &mut Load) -> Result<f64> {
-        ensure!(self.probe() == Outcome::Refused, "something enforces that should not be there");
+        let outcome = self.probe();
+        ensure!(outcome == Outcome::Refused, "something enforces that should not be there: {outcome}");
         clients.measure()
     }
 
@@ -135,7 +136,7 @@ impl Bench {
     /// A port that no rule admits and where nobody listens.
     fn probe(&self) -> Outcome {
         let probe = Probe::new(&self.client.netns, Transport::Tcp, self.server.ipv4(), PORTS.end);
-        probe.ask_within(Duration::from_millis(100))
+        probe.ask_within(Duration::from_millis(300))
     }
 }
 
