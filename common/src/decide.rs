@@ -42,6 +42,11 @@ pub trait Tables {
     fn listens(&self, record: &EndpointRecord, family: u8, protocol: u8, local: (Address, u16)) -> Option<bool>;
     /// Takes one mid-stream admission from the endpoint's budget of this second; `false`: none is left.
     fn take_midstream(&self, number: u32, now: u64) -> bool;
+    /// As [`Bytes::zero`].
+    #[inline(always)]
+    fn zero(&self) -> u32 {
+        0
+    }
 }
 
 /// One entry of FLOWS. Judgements are only ever replaced with the whole entry ([`Tables::put_flow`]): an evicted entry's memory may

@@ -367,7 +367,15 @@ fn set_judged(value: &mut FlowValue, opener: usize, role: usize, judgement: Judg
 #[inline(never)]
 fn insert<T: Tables>(at: &At<'_, T>, forward: bool, flags: u32, new: bool) -> bool {
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
-    let mut value = FlowValue { seen: at.now, flags: flags | flow_flag::OPENED << opener, ..FlowValue::default() };
+    let zero = at.tables.zero();
+    let unjudged = Judgement { epoch: zero, generation: zero };
+    let mut value = FlowValue {
+        judged: [[unjudged; 2]; 2],
+        seen: at.now,
+        flags: flags | flow_flag::OPENED << opener,
+        fin_next: [zero; 2],
+        reserved: [zero; 3],
+    };
     set_judged(&mut value, opener, role, at.judgement());
     let packet = at.packet;
     if packet.is_tcp() && packet.tcp_flags & tcp_flag::RST != 0 {
