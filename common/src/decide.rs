@@ -523,3 +523,6 @@ pub fn take_midstream(stats: EndpointStats, now: u64, budget: u32) -> Option<End
     }
     Some(EndpointStats { midstream_second: second, midstream_count: stats.midstream_count + 1 })
 }
+
+#[cfg(test)]
+mod tests;

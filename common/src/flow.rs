@@ -498,3 +498,6 @@ fn is_admitted<T: Tables>(at: &At<'_, T>) -> bool {
     let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
     flags & (flow_flag::OPENED << opener) != 0 && (node || at.ask_reverse().is_allowed())
 }
+
+#[cfg(test)]
+mod tests;
