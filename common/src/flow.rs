@@ -61,6 +61,13 @@ impl<'a, T: Tables> At<'a, T> {
         judged.epoch == self.epoch && judged.generation == self.record.generation
     }
 
+    /// All that was read so far was read at one epoch. What is found out otherwise may be neither the old verdict nor the new one: it
+    /// is not even remembered, as with `--existing-flows keep` it would outlast the epoch.
+    #[inline(always)]
+    pub(crate) fn is_settled(&self) -> bool {
+        self.tables.epoch() == self.epoch
+    }
+
     /// The endpoint's role in a flow that the packet's sender opened.
     #[inline(always)]
     fn forward_role(&self) -> usize {
@@ -173,6 +180,9 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
         if !ruling.remembers() {
             return ruling;
         }
+        if !at.is_settled() {
+            return Ruling::of(Reason::Unsettled);
+        }
         let flags = if ruling.is_forward() { 0 } else { flow_flag::UNCONFIRMED };
         return remembered(insert(at, ruling.is_forward(), flags, new), ruling);
     };
@@ -187,7 +197,13 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
         return Ruling::of(Reason::Reply);
     }
     let ruling = judge_known(at, &flow);
-    if ruling.remembers() { remembered(stamp(at, &flow, ruling.is_forward()), ruling) } else { ruling }
+    if !ruling.remembers() {
+        return ruling;
+    }
+    if !at.is_settled() {
+        return Ruling::of(Reason::Unsettled);
+    }
+    remembered(stamp(at, &flow, ruling.is_forward()), ruling)
 }
 
 /// Whether a packet of the end that did not open the flow may still be an answer.
