@@ -179,8 +179,7 @@ fn fly(keep_existing: bool) {
             let all = probes();
             let peer = all[chance.below(all.len() as u64) as usize];
             let port = PORTS[chance.below(PORTS.len() as u64) as usize].1;
-            let verdicts: Vec<_> =
-                complete.iter().map(|at| settled(&states[*at], ifindex, hook, peer, port)).collect();
+            let verdicts: Vec<_> = complete.iter().map(|at| settled(&states[*at], ifindex, hook, peer, port)).collect();
             let Some(wanted) = verdicts[0].filter(|_| verdicts.iter().all(|other| *other == verdicts[0])) else {
                 continue;
             };
@@ -212,7 +211,10 @@ fn fly(keep_existing: bool) {
             }
         }
     }
-    assert!(packets > 5_000 && crossed > 1_000 && given_up * 4 < packets, "{packets}, {crossed} crossed, {given_up} given up");
+    assert!(
+        packets > 5_000 && crossed > 1_000 && given_up * 4 < packets,
+        "{packets}, {crossed} crossed, {given_up} given up"
+    );
 }
 
 #[test]

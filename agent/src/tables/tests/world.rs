@@ -136,7 +136,8 @@ impl World {
         self.generation += 1;
         let mut record = self.tables.endpoints.get(&ifindex).copied().unwrap_or_default();
         if record.ifindex == 0 || chance.one_in(3) {
-            record = EndpointRecord { ifindex, generation: self.generation, flags: 3 | endpoint_flag::TRUSTED, ..record };
+            record =
+                EndpointRecord { ifindex, generation: self.generation, flags: 3 | endpoint_flag::TRUSTED, ..record };
         }
         for direction in 0..2 {
             let table = self.pick_table(chance);
