@@ -252,8 +252,13 @@ fn isolated_packet<T: Tables>(
         return Ruling::of(flow::closed(&at));
     }
     let ruling = flow::pass(&at);
-    if packet.has(packet_trait::FRAGMENT_FIRST) && ruling.passes() && !put_fragment(&at) {
-        return Ruling::new(Reason::Unremembered, ruling.class());
+    if packet.has(packet_trait::FRAGMENT_FIRST) && ruling.passes() {
+        if !at.is_settled() {
+            return Ruling::of(Reason::Unsettled);
+        }
+        if !put_fragment(&at) {
+            return Ruling::new(Reason::Unremembered, ruling.class());
+        }
     }
     ruling
 }
@@ -528,3 +533,6 @@ pub fn take_midstream(stats: EndpointStats, now: u64, budget: u32) -> Option<End
     }
     Some(EndpointStats { midstream_second: second, midstream_count: stats.midstream_count + 1 })
 }
+
+#[cfg(test)]
+mod tests;

@@ -520,3 +520,6 @@ fn icmp(packet: &mut Packet, first: u32, second: u32) {
         packet.traits |= packet_trait::ICMP_ERROR;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! P3 as data: random changes, replayed write by write. After each write every look-up answers as before the change, or as
 //! after it; never a third way.
 
+mod flight;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
