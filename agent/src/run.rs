@@ -43,9 +43,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let pins = PinDir::open(&config.pin_dir)?;
     std::fs::create_dir_all(state_dir(&config.pin_dir)).context("making the state folder")?;
     let mut kernel = Kernel::open(pins, config.sizes, config.settings, config.attach)?;
-    let mut events = Events::new(RingBuf::try_from(
-        kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?,
-    )?)?;
+    let mut events =
+        Events::new(RingBuf::try_from(kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?)?)?;
     let mut tasks = JoinSet::new();
     if config.settings.debug_programs {
         program_log(&mut kernel, &mut tasks)?;
@@ -153,4 +152,3 @@ fn program_log(kernel: &mut Kernel, tasks: &mut JoinSet<anyhow::Result<()>>) -> 
     });
     Ok(())
 }
-

@@ -12,8 +12,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Reason;
 use palisade_common::layout::{
-    Address, Config, EndpointRecord, EndpointStats, FlowKey, FragmentKey, FragmentValue, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey, RuleValue,
-    Versioned,
+    Address, Config, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, FragmentKey, FragmentValue, PortKey,
+    PortValue, REASONS, RuleKey, RuleValue, Versioned,
 };
 
 use super::Sizes;

@@ -169,9 +169,8 @@ fn exact(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let epoch = snapshot.config.epoch;
     let v4 = snapshot.exact_v4.iter().map(|(word, value)| (address_text(V4, &Address::v4(*word)), value));
     let v6 = snapshot.exact_v6.iter().map(|(address, value)| (address_text(V6, address), value));
-    let row = |(address, value): (String, &Versioned)| {
-        [vec![json!(address)], class_cells(*value, epoch, catalog)].concat()
-    };
+    let row =
+        |(address, value): (String, &Versioned)| [vec![json!(address)], class_cells(*value, epoch, catalog)].concat();
     Shown { name: "CLASS_EXACT", columns: &["ADDRESS", "CLASS", "PEERS"], rows: v4.chain(v6).map(row).collect() }
 }
 
@@ -179,7 +178,8 @@ fn cidrs(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let epoch = snapshot.config.epoch;
     let v4 = snapshot.cidr_v4.iter().map(|(prefix, value)| (prefix.to_string(), value));
     let v6 = snapshot.cidr_v6.iter().map(|(prefix, value)| (prefix.to_string(), value));
-    let row = |(prefix, value): (String, &Versioned)| [vec![json!(prefix)], class_cells(*value, epoch, catalog)].concat();
+    let row =
+        |(prefix, value): (String, &Versioned)| [vec![json!(prefix)], class_cells(*value, epoch, catalog)].concat();
     Shown { name: "CLASS_CIDR", columns: &["PREFIX", "CLASS", "PEERS"], rows: v4.chain(v6).map(row).collect() }
 }
 
