@@ -51,6 +51,9 @@ pub struct Agent {
     relisted: BTreeMap<Kind, BTreeSet<String>>,
     compile_faults: Vec<Fault>,
     told_faults: BTreeSet<Fault>,
+    /// The interfaces that were there at start are known.
+    node_known: bool,
+    /// The first complete list is in force.
     synced: bool,
     digest: Digest,
     catalog: Catalog,
@@ -76,6 +79,7 @@ impl Agent {
             relisted: BTreeMap::new(),
             compile_faults: Vec::new(),
             told_faults: BTreeSet::new(),
+            node_known: false,
             synced: false,
             digest: Digest::default(),
             catalog: Catalog::default(),
@@ -96,9 +100,11 @@ impl Agent {
     /// A veth that is new is closed here and now, before anything is known of it. One that was there before the first agent of this
     /// node stays as it is until the first complete list.
     pub fn take_veths(&mut self, changes: Vec<VethChange>) {
+        // The first batch is all that is there.
+        self.node_known = true;
         for change in changes {
             if let Some(veth) = &change.veth {
-                if self.synced || self.succeeded || !veth.older {
+                if self.succeeded || !veth.older {
                     self.attach(veth.ifindex, veth.name.clone());
                 }
             } else if let Some(name) = self.attached.remove(&change.ifindex)
@@ -172,9 +178,10 @@ impl Agent {
         }
     }
 
-    /// Compiles what has changed and writes it. Before the first complete list there is nothing to compile from.
+    /// Compiles what has changed and writes it. Before the first complete list, of objects and of interfaces, there is nothing to
+    /// compile from.
     pub fn settle(&mut self) {
-        if !self.index.complete() {
+        if !self.index.complete() || !self.node_known {
             return;
         }
         let first = !self.synced;

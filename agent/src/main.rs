@@ -30,7 +30,9 @@ fn main() -> ExitCode {
 }
 
 fn agent(config: AgentConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log_level))?;
+    // The loader's debug log is about relocations, hundreds of lines of it; kube's repeats what `api` says better.
+    let quiet_loader = format!("{},aya=warn,aya_obj=warn,kube_client=off,kube_runtime=error", config.log_level);
+    let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(quiet_loader))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match config.log_format {
         LogFormat::Text => log.with_ansi(false).init(),

@@ -29,7 +29,10 @@ fn play(cases: impl IntoIterator<Item = (String, Case)>, judges: Factory<'_>) ->
                 if !outcome.disagreements.is_empty() {
                     let small = random::shrink(&case, judges);
                     let written = random::print(&small).unwrap_or_else(|error| format!("{error:#}"));
-                    let _ = writeln!(failures, "== {name}\n{}\n{written}", outcome.disagreements[0]);
+                    let shown =
+                        case::run(&small, judges).ok().and_then(|outcome| outcome.disagreements.into_iter().next());
+                    let shown = shown.unwrap_or_else(|| outcome.disagreements[0].clone());
+                    let _ = writeln!(failures, "== {name}\n{shown}\n{written}");
                     told += 1;
                 }
                 all.add(outcome);

@@ -1,6 +1,7 @@
 //! The lab itself, without an agent: everything reaches everything, on every way that tests rely on.
 #![cfg(feature = "live")]
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use palisade_tests::lab::probe::{DEADLINE, Probe, ask_all};
@@ -44,10 +45,11 @@ fn everything_reaches_everything() {
             assert_eq!(outcome, expected, "{} {:?} {}", probe.from.name(), probe.transport, probe.to);
         }
     }
+    let nobody = IpAddr::from([10, 244, 1, 250]);
     let [a, b, c] = &pods[..] else { panic!("three pods") };
     assert_eq!(Probe::new(&a.netns, Transport::Tcp, b.ipv4(), 81).ask(), Outcome::Refused);
     assert!(matches!(
-        Probe::new(&a.netns, Transport::Tcp, "10.244.1.250".parse().unwrap(), 80).ask(),
+        Probe::new(&a.netns, Transport::Tcp, nobody, 80).ask(),
         Outcome::TimedOut | Outcome::Unreachable(_)
     ));
     for target in [b, c] {
@@ -61,8 +63,11 @@ fn everything_reaches_everything() {
             assert!(connection.echoes(DEADLINE) && connection.echoes(DEADLINE));
         }
     }
-    assert!(!raw::ping(&a.netns, "10.244.1.250".parse().unwrap(), Duration::from_millis(100)).expect("a raw socket"));
-    assert!(raw::ping(&a.netns, b.link_local().into(), DEADLINE).is_ok(), "a scope is needed, but no error");
+    assert!(!raw::ping(&a.netns, nobody, Duration::from_millis(100)).expect("a raw socket"));
+    let neighbour = a.netns.scoped(b.link_local(), 80, "eth0").expect("it has an eth0");
+    assert!(raw::ping(&a.netns, neighbour, DEADLINE).expect("a raw socket"));
+    let probe = Probe { from: a.netns.clone(), transport: Transport::Tcp, to: neighbour };
+    assert_eq!(probe.ask(), Outcome::Reached(b.full_name()));
 
     // A frame of an ethertype that no one has, from one pod to the other.
     let receiver = Frames::open(&b.netns, "eth0").expect("a packet socket");

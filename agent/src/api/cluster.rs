@@ -33,9 +33,8 @@ use crate::facts::{Change, Fault, Kind, Update};
 /// At most this many updates are handed on at once; a longer burst follows in further batches.
 const BATCH_MAX: usize = 4096;
 
-/// Waiting before the server is asked again: doubled from the first to the last, with jitter, as every node does this.
-const WAIT_MIN: Duration = Duration::from_millis(500);
-const WAIT_MAX: Duration = Duration::from_secs(15);
+/// Before the server is asked again.
+const WAIT: Wait = Wait { min: Duration::from_millis(500), max: Duration::from_secs(10) };
 /// So long without a failure, and the next one is the first.
 const WAIT_RESET: Duration = Duration::from_secs(120);
 /// A failure that goes on is told again after this.
@@ -62,11 +61,15 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
 /// # Errors
 /// None that the API server could cause: it is asked again for ever.
 pub async fn watch(client: Client, updates: Sender<Vec<Update>>) -> anyhow::Result<()> {
+    watch_with(WAIT, client, updates).await
+}
+
+async fn watch_with(wait: Wait, client: Client, updates: Sender<Vec<Update>>) -> anyhow::Result<()> {
     let kinds: [BoxStream<'static, Update>; 4] = [
-        stream_of::<NamespaceShape>(&client).boxed(),
-        stream_of::<PodShape>(&client).boxed(),
-        stream_of::<PolicyShape>(&client).boxed(),
-        stream_of::<NodeShape>(&client).boxed(),
+        stream_of::<NamespaceShape>(&client, wait).boxed(),
+        stream_of::<PodShape>(&client, wait).boxed(),
+        stream_of::<PolicyShape>(&client, wait).boxed(),
+        stream_of::<NodeShape>(&client, wait).boxed(),
     ];
     // Whatever is there is sent at once, and the kinds take turns: a policy does not wait for a list of pods.
     let mut batches = kinds.into_iter().collect::<SelectAll<_>>().ready_chunks(BATCH_MAX);
@@ -231,8 +234,8 @@ struct Watch<S: Shape> {
     warned: Option<Instant>,
 }
 
-fn stream_of<S: Shape>(client: &Client) -> impl Stream<Item = Update> + Send + use<S> {
-    stream::unfold(Watch::<S>::new(client.clone()), |mut watch| async move {
+fn stream_of<S: Shape>(client: &Client, wait: Wait) -> impl Stream<Item = Update> + Send + use<S> {
+    stream::unfold(Watch::<S>::new(client.clone(), wait), |mut watch| async move {
         let update = watch.next().await;
         Some((update, watch))
     })
@@ -245,12 +248,12 @@ fn events<S: Shape>(client: &Client) -> Events<S> {
 }
 
 impl<S: Shape> Watch<S> {
-    fn new(client: Client) -> Self {
+    fn new(client: Client, wait: Wait) -> Self {
         Self {
             events: events(&client),
             client,
             interner: Interner::default(),
-            waits: Waits::default(),
+            waits: Waits { wait, last: None, gone: false },
             listed: false,
             warned: None,
         }
@@ -273,6 +276,10 @@ impl<S: Shape> Watch<S> {
 
     fn update(&mut self, event: Event<Watched<S>>) -> Option<Update> {
         let bare = |change| Update { change, faults: Vec::new() };
+        // A list that succeeds and a watch that fails may take turns: only an event of the watch shows that all is well.
+        if matches!(event, Event::Apply(_) | Event::Delete(_)) {
+            self.waits.last = None;
+        }
         let reduced = match event {
             // Told before the server has been asked.
             Event::Init => return Some(bare(Change::Relist(S::KIND))),
@@ -309,27 +316,51 @@ impl<S: Shape> Watch<S> {
         } else {
             debug!(kind, error = causes(error), "the API server still cannot be watched");
         }
-        tokio::time::sleep(self.waits.next(Instant::now())).await;
-        // A watch that cannot resume where it was has to list again; kube does so only if it is told within the watch.
-        if let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error
-            && status.code == GONE
-        {
+        let gone = is_gone(error);
+        tokio::time::sleep(self.waits.next(Instant::now(), gone)).await;
+        // Where a watch cannot begin, kube would ask for the same version for ever; within one, it lists again.
+        if gone && matches!(error, watcher::Error::WatchStartFailed(_)) {
             self.events = events(&self.client);
         }
     }
 }
 
+/// The server no longer has the version that the watch was at, as after its restart: everything is listed again.
+fn is_gone(error: &watcher::Error) -> bool {
+    const GONE: u16 = 410;
+    match error {
+        watcher::Error::WatchError(status) => status.code == GONE,
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == GONE,
+        _other => false,
+    }
+}
+
+/// Doubled from the first to the last, with jitter, as every node of the cluster waits.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    min: Duration,
+    max: Duration,
+}
+
 /// How long to wait after each failure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waits {
+    wait: Wait,
     last: Option<(Instant, Duration)>,
+    /// The last failure was a version that is gone.
+    gone: bool,
 }
 
 impl Waits {
-    fn next(&mut self, now: Instant) -> Duration {
+    /// A version that is gone is an answer, so that the waiting for one is over and begins anew.
+    fn next(&mut self, now: Instant, gone: bool) -> Duration {
+        let before = std::mem::replace(&mut self.gone, gone);
+        let answered = gone && !before;
         let whole = match self.last {
-            Some((at, wait)) if now.duration_since(at) < WAIT_RESET => WAIT_MAX.min(2 * wait),
-            _first => WAIT_MIN,
+            Some((at, whole)) if !answered && now.duration_since(at) < WAIT_RESET => self.wait.max.min(2 * whole),
+            _first => self.wait.min,
         };
         self.last = Some((now, whole));
         // The upper half by chance, so that the nodes of a cluster do not come back all at once.
@@ -337,9 +368,6 @@ impl Waits {
         whole / 2 + whole / 2 * u32::try_from(chance).expect("below 1024") / 1024
     }
 }
-
-/// HTTP status of a resource version that the server no longer has.
-const GONE: u16 = 410;
 
 /// An error with what is behind it, which often says more.
 fn causes(error: &(dyn std::error::Error + 'static)) -> String {
@@ -356,30 +384,5 @@ fn causes(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_double_up_to_a_bound_and_begin_again() {
-        let (mut waits, mut now) = (Waits::default(), Instant::now());
-        let mut whole = WAIT_MIN;
-        for _failure in 0..20 {
-            let wait = waits.next(now);
-            assert!(whole / 2 <= wait && wait <= whole, "{wait:?} of {whole:?}");
-            now += wait;
-            whole = WAIT_MAX.min(2 * whole);
-        }
-        assert!(waits.next(now + WAIT_RESET) <= WAIT_MIN);
-    }
-
-    #[test]
-    fn an_object_that_is_odd_does_not_stop_the_list() {
-        let item = r#"{"metadata": {"name": "a", "resourceVersion": "7", "labels": [1]}, "spec": "x", "status": {"podIPs": 3}}"#;
-        let pod: Watched<PodShape> = serde_json::from_str(item).expect("shapes decode from any object");
-        assert_eq!(pod.meta.resource_version.as_deref(), Some("7"));
-        let update = pod.shape.reduce(&mut Interner::default()).expect("it has a name");
-        assert!(matches!(update.change, Change::Pod { facts: None, .. }));
-        let fields: Vec<&str> = update.faults.iter().map(|fault| fault.field.as_str()).collect();
-        assert_eq!(fields, ["spec", "metadata.labels", "status.podIPs"]);
-    }
-}
+#[path = "cluster_tests.rs"]
+mod tests;

@@ -1,8 +1,8 @@
 //! The prefixes of all ipBlocks, each with every block that covers it: the one longest match stands for the union.
 //!
 //! All cidrs *and excepts* are in the trie. The blocks said at a prefix are those whose cidr holds it and none of whose
-//! excepts does; so an address has exactly the blocks of its longest match (SEMANTICS 6.3 to 6.5). A block that is added
-//! or removed touches only prefixes inside its cidr.
+//! excepts does; so an address has exactly the blocks of its longest match (SEMANTICS 6.3 to 6.5). A block that is
+//! added or removed touches only prefixes inside its cidr.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::iter;

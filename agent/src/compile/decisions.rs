@@ -1,7 +1,7 @@
 //! Decision tables: for one direction of a set of policies, what each class may use.
 //!
-//! A table's content never changes, as the sides and the classes that it is made of never do. A row is there only where a
-//! class differs from everybody.
+//! A table's content never changes, as the sides and the classes that it is made of never do. A row is there only where
+//! a class differs from everybody.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

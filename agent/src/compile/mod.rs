@@ -1,8 +1,8 @@
 //! Facts → desired tables, computing only what a change touches.
 //!
-//! The state is a function of the facts alone, whatever the way there, but for what must outlive a change: numbers (which
-//! only grow), generations, and whether a pod may have connections that nobody saw being opened. Called by `run` with the
-//! index after every batch of changes; `tables` turns the delta into writes.
+//! The state is a function of the facts alone, whatever the way there, but for what must outlive a change: numbers
+//! (which only grow), generations, and whether a pod may have connections that nobody saw being opened. Called by `run`
+//! with the index after every batch of changes; `tables` turns the delta into writes.
 
 mod blocks;
 mod canonical;
@@ -113,8 +113,8 @@ impl Compiler {
         self
     }
 
-    /// Goes on where an earlier agent's records end: an interface that still has the pod of its record keeps generation,
-    /// number and what is known of its connections. Before the first update.
+    /// Goes on where an earlier agent's records end: an interface that still has the pod of its record keeps
+    /// generation, number and what is known of its connections. Before the first update.
     pub fn adopt(&mut self, records: impl IntoIterator<Item = EndpointRecord>) {
         let generation = self.endpoints.adopt(records);
         self.numbers.generation = self.numbers.generation.max(generation);
@@ -285,8 +285,8 @@ impl Compiler {
             Some(Identity::Pod(_)) | None => own.too_many(),
         };
         endpoint.faults = std::mem::take(&mut own.faults);
-        // A direction that no policy isolates leaves connections behind that nobody remembers.
-        endpoint.midstream |= endpoint.closed.is_none() && endpoint.tables.contains(&None);
+        // Nothing is remembered of a pod that no policy isolates in any direction.
+        endpoint.midstream |= endpoint.closed.is_none() && endpoint.tables == [None, None];
         let trusted = endpoint.pod.and_then(|id| index.pod(id)).is_some_and(|pod| {
             let namespace = index.namespace(&pod.name.namespace);
             namespace.and_then(|namespace| namespace.facts.as_ref()).is_some_and(|facts| facts.trusted)

@@ -23,8 +23,8 @@ pub(super) struct Own {
 // === impl Own ===
 
 impl Own {
-    /// Those on the interface and those of the pod's status: either may come first. What is on the interface but is said
-    /// by other live pods alone is not its own: a pod could put it there itself.
+    /// Those on the interface and those of the pod's status: either may come first. What is on the interface but is
+    /// said by other live pods alone is not its own: a pod could put it there itself.
     pub(super) fn of(index: &Index, veth: &Veth, pod: Option<PodId>) -> Self {
         let mut own = Self::default();
         let status = pod.and_then(|id| index.pod(id));

@@ -3,7 +3,10 @@
 //! `tests/cases/*.yaml` are lists of cases; `tests/cases/README.md` says how one is written. [`run`] is the one place that asks the
 //! judges: the oracle always, and any others that it is given.
 
+mod expectation;
+mod flows;
 mod judge;
+mod objects;
 mod outcome;
 mod play;
 mod world;

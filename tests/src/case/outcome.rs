@@ -39,13 +39,15 @@ pub struct Outcome {
     pub packets: u64,
     /// How often each reason was among what the oracle expects (the only one it expects).
     pub reasons: BTreeMap<Reason, u64>,
+    /// How often each reason was given by the judges.
+    pub given: BTreeMap<Reason, u64>,
     /// How often the text leaves the verdict open.
     pub open: u64,
 }
 
 impl Outcome {
     pub fn add(&mut self, other: Self) {
-        let Self { disagreements, flows_admitted, flows_refused, packets, reasons, open } = other;
+        let Self { disagreements, flows_admitted, flows_refused, packets, reasons, given, open } = other;
         self.disagreements.extend(disagreements);
         self.flows_admitted += flows_admitted;
         self.flows_refused += flows_refused;
@@ -53,6 +55,9 @@ impl Outcome {
         self.open += open;
         for (reason, count) in reasons {
             *self.reasons.entry(reason).or_default() += count;
+        }
+        for (reason, count) in given {
+            *self.given.entry(reason).or_default() += count;
         }
     }
 }

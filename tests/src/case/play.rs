@@ -3,12 +3,13 @@
 //! The oracle decides how far a packet gets, so that what it drops at the first hook is not asked about at the second.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use palisade_common::{Hook, Reason};
 use serde_json::Value;
 
+use super::expectation::{Expectation, Fate};
+use super::flows::NamedFlow;
 use super::world::UPLINK_IFINDEX;
 use super::{Answer, Case, Disagreement, Factory, Judges, ObjectChange, Outcome, PacketStep, World};
 use crate::frame::text;
@@ -46,72 +47,19 @@ pub fn run(case: &Case, judges: Factory<'_>) -> Result<Outcome> {
     Ok(play.outcome)
 }
 
-struct Play {
+pub(super) struct Play {
     oracle: Oracle,
     judges: Judges,
-    world: World,
+    pub(super) world: World,
     time: u64,
-    next_port: u16,
+    pub(super) next_port: u16,
     flows: BTreeMap<String, NamedFlow>,
-    outcome: Outcome,
+    pub(super) outcome: Outcome,
     case: String,
     step: String,
     step_number: usize,
     /// The packet that was judged last, for what is told of it.
     last: Option<PacketStep>,
-}
-
-/// A flow that later steps send packets of.
-#[derive(Clone, Debug)]
-struct NamedFlow {
-    kind: String,
-    /// Addresses with ports as `frame::text` reads them, and without.
-    ends: [(String, IpAddr); 2],
-    by_node: [bool; 2],
-}
-
-/// What a step says should happen.
-#[derive(Clone, Debug)]
-struct Expectation {
-    /// `None`: whatever the oracle says.
-    pass: Option<bool>,
-    reason: Option<Reason>,
-    /// Where it should be dropped.
-    at: Option<Hook>,
-}
-
-impl Expectation {
-    fn read(value: &Value) -> Result<Self> {
-        let line = value.as_str().context("what is expected is text")?;
-        let mut words = line.split_whitespace();
-        let pass = match words.next() {
-            Some("allow" | "pass") => Some(true),
-            Some("refuse" | "drop") => Some(false),
-            Some("any") => None,
-            other => bail!("{other:?} is neither allow, pass, refuse, drop nor any"),
-        };
-        let mut expectation = Self { pass, reason: None, at: None };
-        while let Some(word) = words.next() {
-            if word == "at" {
-                let name = words.next().unwrap_or("");
-                expectation.at = Hook::ALL.into_iter().find(|hook| hook.name() == name);
-                ensure!(expectation.at.is_some(), "at egress, or at ingress; not {name:?}");
-            } else {
-                expectation.reason = Reason::ALL.iter().copied().find(|reason| reason.name() == word);
-                ensure!(expectation.reason.is_some(), "there is no reason {word:?}");
-            }
-        }
-        Ok(expectation)
-    }
-}
-
-/// How far a packet got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Passed,
-    Dropped(Hook),
-    /// The text leaves it open.
-    Open,
 }
 
 impl Play {
@@ -250,138 +198,6 @@ impl Play {
         Ok(())
     }
 
-    /// A whole flow, in every family that both ends have: its opening, and if that passes an answer and more.
-    fn probe(
-        &mut self,
-        source: &str,
-        destination: &str,
-        kind: &str,
-        family: Option<&str>,
-        expectation: &Expectation,
-    ) -> Result<()> {
-        let families: &[bool] = match family {
-            None => &[false, true],
-            Some("v4") => &[false],
-            Some("v6") => &[true],
-            Some(other) => bail!("family {other}"),
-        };
-        let mut played = false;
-        for six in families {
-            let has = |name: &str| self.world.address_of(name, *six).is_some();
-            if !has(source) || !has(destination) {
-                continue;
-            }
-            played = true;
-            let flow = self.named_flow(source, destination, kind, *six)?;
-            let (first, answer, more): (&[&str], &[&str], &[&str]) = match flow.kind.split(' ').next().unwrap_or("") {
-                "tcp" => (&["syn"], &["synack"], &["data"]),
-                "sctp" => (&["init"], &["data"], &["data"]),
-                "icmp" => (&["echo"], &["reply"], &["echo"]),
-                _ => (&["data"], &["data"], &["data"]),
-            };
-            let fate = self.flow_packet(&flow, 0, first, expectation)?;
-            match fate {
-                Fate::Passed => self.outcome.flows_admitted += 1,
-                Fate::Dropped(_) => self.outcome.flows_refused += 1,
-                Fate::Open => continue,
-            }
-            self.compare(fate, expectation, "opening")?;
-            if fate == Fate::Passed {
-                let fate = self.flow_packet(&flow, 1, answer, expectation)?;
-                self.compare(fate, expectation, "answer")?;
-                let fate = self.flow_packet(&flow, 0, more, expectation)?;
-                self.compare(fate, expectation, "what follows")?;
-            }
-        }
-        ensure!(played, "{source} and {destination} have no family in common");
-        Ok(())
-    }
-
-    fn named_flow(&mut self, source: &str, destination: &str, kind: &str, six: bool) -> Result<NamedFlow> {
-        let (kind, port) = kind.split_once('/').map_or((kind, None), |(kind, port)| (kind, Some(port)));
-        let number = self.next_port;
-        self.next_port += 1;
-        let with_ports = matches!(kind, "tcp" | "udp" | "sctp");
-        let resolve = |name: &str, port: Option<String>| -> Result<(String, IpAddr)> {
-            let address = self.world.address_of(name, six).with_context(|| format!("no address of {name}"))?;
-            let text = match (port, six) {
-                (Some(port), true) => format!("[{address}]:{port}"),
-                (Some(port), false) => format!("{address}:{port}"),
-                (None, _) => address.to_string(),
-            };
-            Ok((text, address))
-        };
-        // A source may name its port, as in `x/a:4000`.
-        let (source_name, source_port) = match source.rsplit_once(':') {
-            Some((name, port)) if source.parse::<IpAddr>().is_err() => (name, port.to_owned()),
-            _ => (source, number.to_string()),
-        };
-        let destination_port = port.map(str::to_owned);
-        ensure!(!with_ports || destination_port.is_some(), "{kind} needs a port");
-        let source_end = resolve(source_name, with_ports.then_some(source_port))?;
-        let destination_end = resolve(destination, destination_port.filter(|_| with_ports))?;
-        let kind = match (kind, port) {
-            ("icmp", _) => format!("icmp id={number}"),
-            ("proto", Some(port)) => format!("proto/{port}"),
-            (kind, _) => kind.to_owned(),
-        };
-        let by_node = [source_name == "node", destination == "node"];
-        Ok(NamedFlow { kind, ends: [source_end, destination_end], by_node })
-    }
-
-    /// One packet of a flow at every hook of this node that it passes. `from`: which end sends it.
-    fn flow_packet(&mut self, flow: &NamedFlow, from: usize, words: &[&str], wanted: &Expectation) -> Result<Fate> {
-        let (kind, options) = flow.kind.split_once(' ').unwrap_or((&flow.kind, ""));
-        let mut line = format!("{kind} {} > {} {options}", flow.ends[from].0, flow.ends[1 - from].0);
-        let six = flow.ends[0].1.is_ipv6();
-        for word in words {
-            line += " ";
-            line += match (*word, kind) {
-                ("syn", _) => "flags=S",
-                ("synack", _) => "flags=SA",
-                ("ack", _) => "flags=A",
-                ("fin", _) => "flags=FA",
-                ("rst", _) => "flags=R",
-                ("init", _) => "chunk=1",
-                ("data", "tcp") => "flags=PA data=10",
-                ("data", _) => "data=10",
-                ("echo", _) => {
-                    if six {
-                        "type=128"
-                    } else {
-                        "type=8"
-                    }
-                }
-                ("reply", _) => {
-                    if six {
-                        "type=129"
-                    } else {
-                        "type=0"
-                    }
-                }
-                (other, _) => other,
-            };
-        }
-        let hops = [(Hook::FromPod, flow.ends[from].1), (Hook::ToPod, flow.ends[1 - from].1)];
-        let mut met = false;
-        for (hook, address) in hops {
-            let Some(ifindex) = self.world.endpoint_at(address).map(|endpoint| endpoint.ifindex) else { continue };
-            met = true;
-            let ingress = match self.world.endpoint_at(flow.ends[from].1) {
-                Some(sender) => sender.ifindex,
-                None if flow.by_node[from] => 0,
-                None => UPLINK_IFINDEX,
-            };
-            match self.packet(hook, ifindex, ingress, &line, wanted)? {
-                Some(true) => {}
-                Some(false) => return Ok(Fate::Dropped(hook)),
-                None => return Ok(Fate::Open),
-            }
-        }
-        ensure!(met, "no pod of this node at either end");
-        Ok(Fate::Passed)
-    }
-
     /// A packet as it stands, at one hook.
     fn raw(&mut self, hook: Hook, endpoint: &str, line: &str, wanted: &Expectation) -> Result<()> {
         let ifindex = match endpoint.strip_prefix("if").and_then(|number| number.parse().ok()) {
@@ -414,7 +230,7 @@ impl Play {
     }
 
     /// Asks everybody. `None`: the text leaves it open.
-    fn packet(
+    pub(super) fn packet(
         &mut self,
         hook: Hook,
         ifindex: u32,
@@ -438,6 +254,9 @@ impl Play {
             .iter_mut()
             .filter_map(|(name, judge)| Some(Answer { judge: name, verdict: judge.packet(&packet)? }))
             .collect();
+        for Answer { verdict, .. } in &answers {
+            *self.outcome.given.entry(verdict.reason).or_default() += 1;
+        }
         let dropped_here = opinion.pass == Some(false) && wanted.at.is_none_or(|at| at == hook);
         let reason = wanted.reason.filter(|reason| reason.passes() == (opinion.pass == Some(true)) || dropped_here);
         let reason_fits = |given: Reason| reason.is_none_or(|reason| reason == given);
@@ -469,7 +288,7 @@ impl Play {
     }
 
     /// What the oracle let happen against what is written.
-    fn compare(&mut self, fate: Fate, wanted: &Expectation, what: &str) -> Result<()> {
+    pub(super) fn compare(&mut self, fate: Fate, wanted: &Expectation, what: &str) -> Result<()> {
         let Some(pass) = wanted.pass else { return Ok(()) };
         let right = match fate {
             Fate::Passed => pass,

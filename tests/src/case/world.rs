@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde_json::{Map, Value, json};
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Value, json};
 
+use super::objects::{merge, namespace, pod, relabel, split};
 use super::{Endpoint, ObjectChange};
 use crate::frame::Mac;
 use crate::frame::text::Names;
@@ -275,119 +276,6 @@ impl World {
         };
         changes.push(ObjectChange::Delete(removed.ok_or_else(|| anyhow!("there is no {kind} {name}"))?));
         Ok(changes)
-    }
-}
-
-fn split(name: &str) -> Result<(&str, &str)> {
-    name.split_once('/').with_context(|| format!("{name} is not namespace/name"))
-}
-
-fn namespace(name: &str, words: &[&str]) -> Result<Value> {
-    let mut labels = Map::new();
-    labels.insert("kubernetes.io/metadata.name".to_owned(), json!(name));
-    let mut annotations = Map::new();
-    for word in words {
-        match word.split_once('=') {
-            Some((key, value)) => drop(labels.insert(key.to_owned(), json!(value))),
-            None if *word == "trusted" => {
-                annotations.insert("palisade.dev/trusted-addresses".to_owned(), json!("true"));
-            }
-            None => bail!("namespace {name}: {word}"),
-        }
-    }
-    Ok(json!({
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": name, "labels": labels, "annotations": annotations},
-    }))
-}
-
-/// Reads `key=value` (a label), addresses, and `node: uid: port: init: phase:` with their values; other words are options.
-fn pod<'a>(name: &str, uid: &str, node: &str, words: &[&'a str]) -> Result<(Value, BTreeSet<&'a str>)> {
-    let (namespace, own) = split(name)?;
-    let mut labels = Map::new();
-    let (mut node, mut uid, mut phase) = (node, uid, "Running");
-    let (mut list, mut ports, mut sidecar_ports) = (Vec::new(), Vec::new(), Vec::new());
-    let mut options = BTreeSet::new();
-    for word in words {
-        if word.parse::<IpAddr>().is_ok() {
-            list.push(json!({"ip": word}));
-            continue;
-        }
-        match (word.split_once(':'), word.split_once('=')) {
-            (Some(("node", value)), _) => node = value,
-            (Some(("uid", value)), _) => uid = value,
-            (Some(("phase", value)), _) => phase = value,
-            (Some(("port", value)), _) => ports.push(container_port(value)?),
-            (Some(("init", value)), _) => sidecar_ports.push(container_port(value)?),
-            (_, Some((key, value))) => drop(labels.insert(key.to_owned(), json!(value))),
-            (_, None) if ["hostNetwork", "older", "noveth", "noobject", "terminating"].contains(word) => {
-                options.insert(*word);
-            }
-            (_, None) => bail!("pod {name}: {word}"),
-        }
-    }
-    let mut pod = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"namespace": namespace, "name": own, "uid": uid, "labels": labels},
-        "spec": {"nodeName": node, "containers": [{"name": "main", "ports": ports}]},
-        "status": {"phase": phase, "podIPs": list},
-    });
-    if let Some(first) = list.first() {
-        pod["status"]["podIP"] = first["ip"].clone();
-    }
-    if !sidecar_ports.is_empty() {
-        pod["spec"]["initContainers"] = json!([{"name": "side", "restartPolicy": "Always", "ports": sidecar_ports}]);
-    }
-    if options.contains("hostNetwork") {
-        pod["spec"]["hostNetwork"] = json!(true);
-    }
-    if options.contains("terminating") {
-        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    }
-    Ok((pod, options))
-}
-
-/// `name=80/TCP`; the protocol may be left out, and then is left out of the object.
-fn container_port(word: &str) -> Result<Value> {
-    let (name, rest) = word.split_once('=').with_context(|| format!("{word} is not name=port/protocol"))?;
-    let (port, protocol) = rest.split_once('/').map_or((rest, None), |(port, protocol)| (port, Some(protocol)));
-    let mut value = json!({"containerPort": port.parse::<u16>()?, "name": name});
-    if let Some(protocol) = protocol {
-        value["protocol"] = json!(protocol);
-    }
-    Ok(value)
-}
-
-/// `key=value` sets a label, `key-` takes it away.
-fn relabel(object: &mut Value, words: &[&str]) -> Result<()> {
-    let labels = object["metadata"]["labels"].as_object_mut().context("labels")?;
-    for word in words {
-        match (word.split_once('='), word.strip_suffix('-')) {
-            (Some((key, value)), _) => drop(labels.insert(key.to_owned(), json!(value))),
-            (None, Some(key)) => ensure!(labels.remove(key).is_some(), "there is no label {key}"),
-            (None, None) => bail!("label {word}"),
-        }
-    }
-    Ok(())
-}
-
-/// RFC 7396.
-fn merge(object: &mut Value, patch: &Value) {
-    let Some(members) = patch.as_object() else {
-        *object = patch.clone();
-        return;
-    };
-    if !object.is_object() {
-        *object = json!({});
-    }
-    for (key, value) in members {
-        if value.is_null() {
-            object.as_object_mut().expect("it is one").remove(key);
-        } else {
-            merge(&mut object[key], value);
-        }
     }
 }
 

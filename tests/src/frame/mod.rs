@@ -185,7 +185,8 @@ impl Ip {
     fn v4(&self, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
         let payload = self.payload(self.upper_bytes());
         let length = 20 + self.options + payload.len();
-        let fragment = self.fragment.map_or(0x4000, |fragment| u16::from(fragment.more) << 13 | fragment.offset / 8);
+        let fragment =
+            self.fragment.map_or(0x4000, |fragment| (u16::from(fragment.more) << 13) | (fragment.offset / 8));
         let mut bytes =
             vec![self.version.unwrap_or(4) << 4 | self.header_words.unwrap_or(((20 + self.options) / 4) as u8), 0];
         bytes.extend(self.length.unwrap_or(length as u16).to_be_bytes());

@@ -63,6 +63,11 @@ impl Guard {
     /// From now on nothing is removed when the lab's process ends.
     pub fn keep(&self) -> Result<()> {
         self.tell(KEEP);
+        self.finish()
+    }
+
+    /// Removes everything now; returns when that is done.
+    pub fn finish(&self) -> Result<()> {
         self.child.finish()
     }
 

@@ -126,3 +126,12 @@ impl Lab {
         Ok(format!("{} clean {}", programs::helper()?.display(), self.folder.display()))
     }
 }
+
+impl Drop for Lab {
+    /// Nodes hold the guard too, and may live on for a moment.
+    fn drop(&mut self) {
+        if let Err(error) = self.guard.finish() {
+            eprintln!("{}: {error:#}", self.prefix);
+        }
+    }
+}

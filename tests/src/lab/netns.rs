@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -95,6 +96,15 @@ impl Netns {
             }
             Ok(())
         })
+    }
+
+    /// A link-local address on an interface of this namespace, from where it is asked for.
+    pub fn scoped(&self, address: Ipv6Addr, port: u16, interface: &str) -> Result<SocketAddr> {
+        let name = std::ffi::CString::new(interface)?;
+        // SAFETY: the pointer is to a live string that ends in zero.
+        let index = self.run(|| unsafe { libc::if_nametoindex(name.as_ptr()) });
+        ensure!(index != 0, "{} has no {interface}", self.name);
+        Ok(SocketAddrV6::new(address, port, 0, index).into())
     }
 
     /// The MAC address of an interface.

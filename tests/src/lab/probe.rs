@@ -159,11 +159,13 @@ impl Datagrams {
         Ok(stream)
     }
 
-    /// Waits until none has been answered for so long; when the last answered one was sent.
-    pub fn last_answered(self, quiet: Duration) -> Result<Option<Instant>> {
-        let mut last = None;
+    /// Waits until none has been answered for so long; when the last answered one was sent. An error if that does not
+    /// come within `deadline`.
+    pub fn last_answered(self, quiet: Duration, deadline: Duration) -> Result<Option<Instant>> {
+        let (mut last, end) = (None, Instant::now() + deadline);
         while let Some(sent) = self.answer(quiet)? {
             last = last.max(Some(sent));
+            ensure!(Instant::now() < end, "datagrams are still answered after {deadline:?}");
         }
         Ok(last)
     }

@@ -14,6 +14,24 @@ use super::Netns;
 
 pub const SCTP: u8 = 132;
 
+/// Where a packet goes: an address, and for a link-local one the interface too (see [`Netns::scoped`]).
+#[derive(Clone, Copy)]
+pub struct Destination(SocketAddr);
+
+impl From<IpAddr> for Destination {
+    fn from(address: IpAddr) -> Self {
+        Self(SocketAddr::new(address, 0))
+    }
+}
+
+impl From<SocketAddr> for Destination {
+    /// Raw sockets take no port.
+    fn from(mut address: SocketAddr) -> Self {
+        address.set_port(0);
+        Self(address)
+    }
+}
+
 /// A raw IP socket of one protocol in a namespace: it sees every packet of the protocol that is delivered there.
 pub struct RawIp {
     fd: OwnedFd,
@@ -27,8 +45,8 @@ impl RawIp {
     }
 
     /// Sends a payload; the kernel writes the IP header (and ICMPv6's checksum).
-    pub fn send(&self, to: IpAddr, payload: &[u8]) -> io::Result<()> {
-        let (address, length) = socket_address(SocketAddr::new(to, 0));
+    pub fn send(&self, to: impl Into<Destination>, payload: &[u8]) -> io::Result<()> {
+        let (address, length) = socket_address(to.into().0);
         // SAFETY: both pointers are to live values of the lengths given.
         let sent = unsafe {
             libc::sendto(
@@ -50,7 +68,8 @@ impl RawIp {
 }
 
 /// Whether an echo request is answered, as `ping` asks.
-pub fn ping(from: &Netns, to: IpAddr, deadline: Duration) -> Result<bool> {
+pub fn ping(from: &Netns, to: impl Into<Destination>, deadline: Duration) -> Result<bool> {
+    let Destination(to) = to.into();
     let (protocol, request, reply) = if to.is_ipv6() { (58, 128, 129) } else { (1, 8, 0) };
     let socket = RawIp::open(from, to.is_ipv6(), protocol)?;
     let identifier = next_identifier();
@@ -75,12 +94,18 @@ pub fn ping(from: &Netns, to: IpAddr, deadline: Duration) -> Result<bool> {
 }
 
 /// Whether a packet of the protocol arrives in the other namespace. The payload is what is looked for.
-pub fn arrives(from: &Netns, to: (&Netns, IpAddr), protocol: u8, payload: &[u8], deadline: Duration) -> Result<bool> {
-    let (netns, address) = to;
-    let receiver = RawIp::open(netns, address.is_ipv6(), protocol)?;
-    RawIp::open(from, address.is_ipv6(), protocol)?.send(address, payload)?;
+pub fn arrives(
+    from: &Netns,
+    (netns, to): (&Netns, impl Into<Destination>),
+    protocol: u8,
+    payload: &[u8],
+    deadline: Duration,
+) -> Result<bool> {
+    let Destination(to) = to.into();
+    let receiver = RawIp::open(netns, to.is_ipv6(), protocol)?;
+    RawIp::open(from, to.is_ipv6(), protocol)?.send(to, payload)?;
     let seen = receiver.receive(deadline, |packet| {
-        let found = if address.is_ipv6() { packet } else { ipv4_payload(packet)? };
+        let found = if to.is_ipv6() { packet } else { ipv4_payload(packet)? };
         (found == payload).then_some(())
     })?;
     Ok(seen.is_some())

@@ -109,7 +109,8 @@ fn packet_sent(packet: &Packet, own: &Own) -> Vec<Reason> {
         _ => {}
     }
     let from_nowhere = packet.source.is_ipv6() && matches!(icmp.kind, 131 | 132 | 133 | 135 | 143);
-    if !own.has(packet.source) && !(unspecified && from_nowhere) {
+    let legal = own.has(packet.source) || (unspecified && from_nowhere);
+    if !legal {
         reasons.push(Reason::SpoofedAddress);
     }
     reasons

@@ -7,8 +7,10 @@ pub mod cidr;
 pub mod cluster;
 pub mod flow;
 pub mod guard;
+mod meaning;
 pub mod packet;
 pub mod policy;
+mod related;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};

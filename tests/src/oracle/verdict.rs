@@ -7,25 +7,27 @@ use palisade_common::{Hook, Reason};
 use super::cluster::addresses;
 use super::flow::{Admission, Flow, Passage, UNCONFIRMED_LIFE};
 use super::guard::{Own, is_neighbour, violations};
-use super::packet::{self, Body, Icmp, Packet, Upper, is_first, is_later};
+use super::meaning::{answers, is_error, opens, passage, tuple_of};
+use super::packet::{self, Body, Packet, Upper, is_first, is_later};
 use super::policy::{Direction, Question, admits};
-use super::{FirstFragment, Opinion, Oracle};
+use super::related::{first_fragment, same_datagram};
+use super::{Opinion, Oracle};
 use crate::case::{Existing, PacketStep};
 
 /// Everything about the endpoint that one packet's judgement needs.
-struct Scene {
-    hook: Hook,
-    ifindex: u32,
-    time: u64,
+pub(super) struct Scene {
+    pub(super) hook: Hook,
+    pub(super) ifindex: u32,
+    pub(super) time: u64,
     /// Identity of the pod; for a closed endpoint, of its veth.
-    identity: String,
-    closed: bool,
-    midstream: bool,
+    pub(super) identity: String,
+    pub(super) closed: bool,
+    pub(super) midstream: bool,
 }
 
 impl Scene {
     /// The endpoint's part in a flow that the packet's sender opened.
-    fn direction(&self) -> Direction {
+    pub(super) fn direction(&self) -> Direction {
         match self.hook {
             Hook::FromPod => Direction::Egress,
             Hook::ToPod => Direction::Ingress,
@@ -33,7 +35,7 @@ impl Scene {
     }
 
     /// ... that the packet's receiver opened.
-    fn opposite(&self) -> Direction {
+    pub(super) fn opposite(&self) -> Direction {
         match self.hook {
             Hook::FromPod => Direction::Ingress,
             Hook::ToPod => Direction::Egress,
@@ -42,7 +44,7 @@ impl Scene {
 }
 
 /// What an answer of the policies was, and about which end's opening.
-enum Answer {
+pub(super) enum Answer {
     Admitted,
     Refused,
     /// Nobody can say (two live pods claim the address).
@@ -154,7 +156,7 @@ impl Oracle {
         Opinion::of([if answer && !is_later(packet) { Reason::Reply } else { Reason::Closed }])
     }
 
-    fn flow(&self, scene: &Scene, passage: &Passage) -> Option<&Flow> {
+    pub(super) fn flow(&self, scene: &Scene, passage: &Passage) -> Option<&Flow> {
         let flow = self.flows.iter().find(|flow| flow.tuple == passage.tuple)?;
         let lapsed = flow.unconfirmed.is_some_and(|since| scene.time.saturating_sub(since) > UNCONFIRMED_LIFE);
         (!lapsed).then_some(flow)
@@ -206,7 +208,7 @@ impl Oracle {
     }
 
     /// Asks the endpoint's policies whether the packet's sender (its receiver, where `reverse`) may open the flow.
-    fn ask(&self, scene: &Scene, flow: (IpAddr, IpAddr, u8, Option<(u16, u16)>), reverse: bool) -> Answer {
+    pub(super) fn ask(&self, scene: &Scene, flow: (IpAddr, IpAddr, u8, Option<(u16, u16)>), reverse: bool) -> Answer {
         let (source, destination, protocol, ports) = flow;
         let subject = self.endpoints.get(&scene.ifindex).and_then(|endpoint| self.subject(endpoint));
         let Some(subject) = subject else { return Answer::Refused };
@@ -224,7 +226,7 @@ impl Oracle {
         }
     }
 
-    fn kept(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
+    pub(super) fn kept(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
         let admission = Admission { opener, direction, endpoint: scene.identity.clone() };
         self.setup.existing == Existing::Keep && flow.admissions.contains(&admission)
     }
@@ -257,7 +259,7 @@ impl Oracle {
                     self.admit(scene, &passage, sender, scene.direction());
                     self.note(scene, packet, &passage);
                     let mut reasons = vec![Reason::Established, Reason::Allowed];
-                    reasons.extend(forward_kept.then_some(Reason::Kept));
+                    reasons.extend((forward_kept || (backward && reply_kept)).then_some(Reason::Kept));
                     // Both ends may have opened it, and then it is also a reply.
                     reasons.extend(answering.then_some(Reason::Reply));
                     return Opinion::of(reasons);
@@ -336,53 +338,6 @@ impl Oracle {
         self.note(scene, packet, passage);
         Opinion::of([Reason::Midstream])
     }
-
-    /// SEMANTICS 14.2: an error about a flow that would pass, told to who sent the quoted packet.
-    fn related(&self, scene: &Scene, error: &Packet, icmp: &Icmp) -> Opinion {
-        let refused = Opinion::of([Reason::UnrelatedError]);
-        let Some(quoted) = packet::quoted(&icmp.content, error.source) else { return refused };
-        if quoted.source != error.destination {
-            return refused;
-        }
-        let ports = (quoted.source_port, quoted.destination_port);
-        let flow = (quoted.source, quoted.destination, quoted.protocol, has_ports(quoted.protocol).then_some(ports));
-        let passage = Passage::new((quoted.source, ports.0), (quoted.destination, ports.1), quoted.protocol);
-        // The quoted packet went the other way.
-        let hook = match scene.hook {
-            Hook::FromPod => Hook::ToPod,
-            Hook::ToPod => Hook::FromPod,
-        };
-        let there = Scene { hook, identity: scene.identity.clone(), ..*scene };
-        let Some(known) = self.flow(&there, &passage) else { return refused };
-        let mut unclear = false;
-        for (opener, direction, reverse) in
-            [(passage.sender, there.direction(), false), (passage.receiver(), there.opposite(), true)]
-        {
-            if !known.opened[opener] {
-                continue;
-            }
-            let by_node = known.by_node[opener] && direction == Direction::Ingress;
-            let kept = self.kept(&there, known, opener, direction);
-            match self.ask(&there, flow, reverse) {
-                Answer::Unclear => unclear = true,
-                Answer::Refused if !kept && !by_node => {}
-                Answer::Admitted | Answer::Refused => return Opinion::of([Reason::RelatedError]),
-            }
-        }
-        if unclear { Opinion::either() } else { refused }
-    }
-
-    /// SEMANTICS 14.3: follows its first fragment.
-    fn later_fragment(&self, scene: &Scene, packet: &Packet) -> Opinion {
-        let wanted = first_fragment(scene, packet, self.epoch);
-        let first = self.fragments.iter().find(|first| same_datagram(first, &wanted));
-        match first {
-            None => Opinion::of([Reason::FragmentAlone]),
-            Some(first) if first.epoch == self.epoch => Opinion::of([Reason::Fragment]),
-            // Whether a change reached the first fragment's judgement is the judge's business: it may ask for a new one.
-            Some(_) => Opinion::either(),
-        }
-    }
 }
 
 fn without_endpoint(hook: Hook, body: &Body, from_node: bool) -> Opinion {
@@ -412,79 +367,4 @@ fn refused(mut reasons: Vec<Reason>, body: &Body, isolated: bool) -> Opinion {
     };
     reasons.extend((malformed && isolated).then_some(Reason::Malformed));
     Opinion::of(reasons)
-}
-
-fn is_error(packet: &Packet, icmp: &Icmp) -> bool {
-    match packet.source {
-        IpAddr::V4(_) => matches!(icmp.kind, 3 | 4 | 11 | 12),
-        IpAddr::V6(_) => matches!(icmp.kind, 1..=4),
-    }
-}
-
-fn is_echo_request(packet: &Packet, icmp: &Icmp) -> bool {
-    icmp.kind == if packet.source.is_ipv4() { 8 } else { 128 }
-}
-
-fn is_echo_reply(packet: &Packet, icmp: &Icmp) -> bool {
-    icmp.kind == if packet.source.is_ipv4() { 0 } else { 129 }
-}
-
-/// A packet that opens a flow and can never be a reply.
-fn opens(packet: &Packet) -> bool {
-    match &packet.upper {
-        Upper::Tcp(tcp) => tcp.syn && !tcp.ack,
-        Upper::Sctp { init, .. } => *init,
-        Upper::Icmp(icmp) => is_echo_request(packet, icmp),
-        Upper::None | Upper::Udp { .. } | Upper::Other => false,
-    }
-}
-
-fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, 6 | 17 | 132)
-}
-
-/// Source, destination, protocol, and the ports where the protocol has such.
-fn tuple_of(packet: &Packet) -> (IpAddr, IpAddr, u8, Option<(u16, u16)>) {
-    let ports = match &packet.upper {
-        Upper::Tcp(tcp) => Some((tcp.source, tcp.destination)),
-        Upper::Udp { source, destination } | Upper::Sctp { source, destination, .. } => Some((*source, *destination)),
-        Upper::Icmp(_) | Upper::None | Upper::Other => None,
-    };
-    (packet.source, packet.destination, packet.protocol, ports)
-}
-
-/// Which flow: the identifier of an echo stands for both ports.
-fn passage(packet: &Packet) -> Passage {
-    let (source, destination, protocol, ports) = tuple_of(packet);
-    let (from, to) = match (&packet.upper, ports) {
-        (_, Some(ports)) => ports,
-        (Upper::Icmp(icmp), None) if is_echo_request(packet, icmp) || is_echo_reply(packet, icmp) => (icmp.id, icmp.id),
-        (_, None) => (0, 0),
-    };
-    Passage::new((source, from), (destination, to), protocol)
-}
-
-/// Whether a packet of the end that did not open the flow answers it.
-fn answers(flow: &Flow, packet: &Packet, sender: usize, time: u64) -> bool {
-    match &packet.upper {
-        Upper::Tcp(tcp) => flow.answers(tcp, sender, time),
-        Upper::Udp { .. } | Upper::Sctp { .. } | Upper::Icmp(_) | Upper::None | Upper::Other => true,
-    }
-}
-
-fn first_fragment(scene: &Scene, packet: &Packet, epoch: u64) -> FirstFragment {
-    FirstFragment {
-        hook: scene.hook,
-        ifindex: scene.ifindex,
-        source: packet.source,
-        destination: packet.destination,
-        id: packet.fragment.map_or(0, |fragment| fragment.id),
-        epoch,
-        time: scene.time,
-    }
-}
-
-fn same_datagram(one: &FirstFragment, other: &FirstFragment) -> bool {
-    (one.hook, one.ifindex, one.source, one.destination, one.id)
-        == (other.hook, other.ifindex, other.source, other.destination, other.id)
 }

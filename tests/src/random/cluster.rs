@@ -57,7 +57,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(_dice: &mut Dice) -> Self {
+    pub fn new() -> Self {
         Self { pods: Vec::new(), policies: Vec::new(), next_pod: 0, free: BTreeMap::new(), next_address: 8 }
     }
 
@@ -71,7 +71,7 @@ impl Cluster {
             let local = index < 2 || dice.percent(60);
             objects.push(self.new_pod(dice, local));
         }
-        for _ in 0..1 + dice.below(4) {
+        for _ in 0..6 + dice.below(6) {
             objects.push(self.policy(dice));
         }
         objects
@@ -126,7 +126,7 @@ impl Cluster {
     }
 
     pub fn policy(&mut self, dice: &mut Dice) -> Value {
-        let known = !self.policies.is_empty() && dice.percent(40);
+        let known = self.policies.len() > 5 && dice.percent(40);
         let name = if known {
             dice.pick(&self.policies).clone()
         } else {
@@ -137,12 +137,12 @@ impl Cluster {
         }
         let mut spec = Map::new();
         if dice.percent(90) {
-            let subject = if dice.percent(40) { json!({}) } else { selector(dice) };
+            let subject = if dice.percent(55) { json!({}) } else { selector(dice) };
             spec.insert("podSelector".to_owned(), subject);
         }
         match dice.below(10) {
-            0 | 1 => {}
-            2 => drop(spec.insert("policyTypes".to_owned(), json!([]))),
+            0 => {}
+            1 | 2 => drop(spec.insert("policyTypes".to_owned(), json!([]))),
             3 => drop(spec.insert("policyTypes".to_owned(), Value::Null)),
             4 => drop(spec.insert("policyTypes".to_owned(), json!(["Ingress"]))),
             5 => drop(spec.insert("policyTypes".to_owned(), json!(["Egress"]))),
@@ -168,7 +168,10 @@ impl Cluster {
             return None;
         }
         let at = dice.below(self.policies.len());
-        Some(json!(format!("delete policy {}", self.policies.remove(at))))
+        let name = self.policies.remove(at);
+        // A policy that was written more than once is listed as often.
+        self.policies.retain(|other| *other != name);
+        Some(json!(format!("delete policy {name}")))
     }
 
     pub fn delete_pod(&mut self, dice: &mut Dice) -> Option<Value> {
@@ -244,7 +247,7 @@ fn selector(dice: &mut Dice) -> Value {
 
 fn rule(dice: &mut Dice, peers_key: &str) -> Value {
     let mut rule = Map::new();
-    match dice.below(10) {
+    match dice.below(16) {
         0 => {}
         1 => drop(rule.insert(peers_key.to_owned(), json!([]))),
         _ => {

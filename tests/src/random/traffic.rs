@@ -26,7 +26,7 @@ pub fn steps(cluster: &mut Cluster, dice: &mut Dice) -> Vec<Value> {
                 let changes: Vec<Value> = (0..3).filter_map(|_| change(cluster, dice)).collect();
                 steps.push(Value::Array(changes));
             }
-            20..=54 => steps.extend(probe(cluster, dice)),
+            20..=54 => steps.extend((0..4).filter_map(|_| probe(cluster, dice))),
             55..=64 => steps.extend(open(cluster, dice, &mut flows)),
             65..=84 => steps.extend(follow(&flows, dice)),
             _ => steps.extend(odd(cluster, dice)),
@@ -127,7 +127,9 @@ fn odd(cluster: &Cluster, dice: &mut Dice) -> Vec<Value> {
     let port = *dice.pick(&PORTS);
     let id = 1 + dice.below(1000);
     let stranger = *dice.pick(&STRANGERS);
-    let lines: Vec<String> = match dice.below(21) {
+    let far = cluster.any(dice, false).filter(|pod| !pod.finished).map(|pod| pod.name);
+    let peer = far.filter(|_| dice.percent(70)).unwrap_or_else(|| stranger.to_owned());
+    let lines: Vec<String> = match dice.below(28) {
         0 => vec![format!("from {a} tcp {stranger}:4000 > {b}:{port} flags=S smac={a}")],
         1 => vec![format!("from {a} udp {a}:4000 > {stranger}:{port} smac=02:99:00:00:00:01")],
         2 => vec![format!("from {a} arp op=2 spa=10.244.0.1 sha={a} smac={a} tpa={b} tha={b}")],
@@ -157,7 +159,9 @@ fn odd(cluster: &Cluster, dice: &mut Dice) -> Vec<Value> {
         17 => vec![format!("from {a} tcp [{a}@ll]:{id} > [{b}@ll]:{port} flags=S")],
         18 => vec![format!("to {a} udp {stranger}:{id} > 224.0.0.251:{port}")],
         19 => vec![format!("to {a} tcp {stranger}:{id} > {a}:{port} flags=S options=8 vlan=3")],
-        _ => vec![format!("to {a} tcp {stranger}:{port} > {a}:{id} flags=A data=5")],
+        20 => vec![format!("to {a} tcp {stranger}:{port} > {a}:{id} flags=A data=5")],
+        // Connections that nobody saw being opened, by the end that was connected to.
+        _ => (0..4).map(|more| format!("from {a} tcp {a}:{port} > {peer}:{} flags=A data=5", id + more)).collect(),
     };
     lines.into_iter().map(|line| json!({line: "any"})).collect()
 }

@@ -97,7 +97,7 @@ async fn read_files(dir: PathBuf, files: BTreeMap<OsString, Sign>, mut shelf: Sh
     let read = move || {
         for (name, sign) in files {
             let path = dir.join(name);
-            // In a folder that was moved away meanwhile, nothing is there; that removes nothing.
+            // Whoever removes a folder removes its files, one by one; whoever moves it away does not.
             if sign == Sign::Removed || path.exists() || dir.is_dir() {
                 read_file(&path, &mut shelf);
             }

@@ -65,8 +65,6 @@ impl Notices {
                 match self.read(&event) {
                     Some(Notice::Files(names)) => files.extend(names),
                     Some(Notice::Gone) => {
-                        // Whoever removes a folder removes its files; whoever moves it does not.
-                        files.retain(|_name, sign| *sign == Sign::Removed);
                         self.gone = !files.is_empty();
                         return Ok(if self.gone { Notice::Files(files) } else { Notice::Gone });
                     }

@@ -214,7 +214,7 @@ fn gone(change: Change) -> Change {
         Change::Pod { name, uid, facts: _ } => Change::Pod { name, uid, facts: None },
         Change::Policy(name, _facts) => Change::Policy(name, None),
         Change::Node(name, _facts) => Change::Node(name, None),
-        Change::Relist(kind) | Change::Relisted(kind) => Change::Relist(kind),
+        Change::Relist(_) | Change::Relisted(_) => unreachable!("an object is never a list"),
     }
 }
 

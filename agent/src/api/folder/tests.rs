@@ -186,7 +186,10 @@ async fn a_folder_that_goes_stays_in_force_until_it_is_back() {
     let mut folder = Watched::new(&[("a.yaml", &pod_file("a", "v: one")), ("b.yaml", &pod_file("b", ""))]).await;
     let (dir, away) = (folder.base.path().join("manifests"), folder.base.path().join("away"));
     for _time in 0..3 {
+        fs::write(dir.join("b.yaml"), pod_file("b", "")).expect("a file");
         fs::rename(&dir, &away).expect("moved");
+        let wait = tokio::time::timeout(Duration::from_millis(50), folder.receive()).await;
+        assert!(wait.is_err(), "nothing changes");
         // What is done to it elsewhere does not count.
         fs::write(away.join("c.yaml"), pod_file("c", "")).expect("a file");
         fs::remove_file(away.join("c.yaml")).expect("it is there");

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use super::intern::Interner;
 use super::lax::{Lax, Record};
-use super::shape::{Container, ContainerPort, List, PodShape, PodSpec, PodStatus};
+use super::shape::{Container, ContainerPort, List, Metadata, PodShape, PodSpec, PodStatus};
 use super::{Faults, cidr, meta, port};
 use crate::facts::{Change, Fault, Kind, NamedPort, ObjectName, PodFacts, Update};
 
@@ -19,7 +19,7 @@ const CLOSED: &str = "the pod is closed";
 pub fn reduce(shape: &PodShape, interner: &mut Interner) -> Result<Update, Fault> {
     let metadata = shape.metadata.or_empty();
     let name = meta::namespaced_name(Kind::Pod, &metadata)?;
-    let uid = uid(&metadata.uid, &name);
+    let uid = uid(&metadata, &name);
     let mut faults = Faults::new(Kind::Pod, name.to_string());
 
     let readable = readable(shape, &mut faults);
@@ -46,13 +46,20 @@ pub fn reduce(shape: &PodShape, interner: &mut Interner) -> Result<Update, Fault
 pub fn gone(shape: &PodShape) -> Result<Change, Fault> {
     let metadata = shape.metadata.or_empty();
     let name = meta::namespaced_name(Kind::Pod, &metadata)?;
-    let uid = uid(&metadata.uid, &name).as_str().into();
+    let uid = uid(&metadata, &name).as_str().into();
     Ok(Change::Pod { name, uid, facts: None })
 }
 
-/// A manifest in a folder need not have one; the API server gives one to every object.
-fn uid(uid: &Lax<String>, name: &ObjectName) -> String {
-    match uid {
+/// A manifest in a folder need not have one; the API server gives one to every object. The mirror of a static pod has one of its own,
+/// but on the node the pod goes by the kubelet's.
+fn uid(metadata: &Metadata, name: &ObjectName) -> String {
+    if let Lax::Found(Record(annotations)) = &metadata.annotations
+        && let Lax::Found(mirrored) = &annotations.config_mirror
+        && !mirrored.is_empty()
+    {
+        return mirrored.clone();
+    }
+    match &metadata.uid {
         Lax::Found(uid) if !uid.is_empty() => uid.clone(),
         Lax::Found(_) | Lax::Missing | Lax::Wrong => format!("folder:{name}"),
     }

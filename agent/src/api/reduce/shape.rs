@@ -27,6 +27,9 @@ pub struct Metadata {
 pub struct Trust {
     #[serde(rename = "palisade.dev/trusted-addresses")]
     pub trusted_addresses: Lax<String>,
+    /// The mirror of a static pod: the UID by which the kubelet, and so the CNI result, knows the pod itself.
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    pub config_mirror: Lax<String>,
 }
 pub type Annotations = Record<Trust>;
 

@@ -101,9 +101,11 @@ fn midstream_stays_for_the_pods_life() {
     let mut world = World::new(&format!("{SUBJECT}{both}"), Limits::default());
     assert_eq!(flags(&world) & MIDSTREAM, 0);
     world.apply("policy a/p . in()");
+    assert_eq!(flags(&world) & MIDSTREAM, 0, "isolated for one direction, the flows of both are remembered");
+    world.apply("-policy a/p");
     assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM);
     world.apply(both);
-    assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM, "it was open for egress once");
+    assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM, "it was open once");
     world.apply("-pod a/s#u1\npod a/s#u2 ip=10.0.0.5 node=n\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2");
     assert_eq!(flags(&world) & MIDSTREAM, 0, "another pod");
     world.apply("veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2 older");
@@ -214,4 +216,37 @@ fn the_catalog_names_numbers() {
     assert_eq!(rules, ["a/p ingress 0", "a/q ingress 0", "a/q egress 0"]);
     let text = serde_json::to_string(&catalog).expect("a catalog is plain data");
     assert_eq!(serde_json::from_str::<Catalog>(&text).expect("what was written"), catalog);
+}
+
+#[test]
+fn the_first_rule_in_the_order_of_names_is_the_one_that_is_named() {
+    // The later policy's matcher has the lower number, as it came first.
+    let peer = "pod a/web ip=10.1.2.3 app=web";
+    let mut world = World::new(&format!("{SUBJECT}{peer}\npolicy a/z . in(.|*)"), Limits::default());
+    world.apply("policy a/b . in(app=web|*)");
+    let named = |world: &World| {
+        let canonical = world.compiler.canonical();
+        let rule = canonical.rules.into_iter().find(|((_, class), _)| class.matchers.len() == 2);
+        format!("{:?}", rule.expect("the row of a/web").1)
+    };
+    assert!(named(&world).contains("name: \"b\""), "{}", named(&world));
+    world.apply("policy a/b . in(*|TCP/1) in(app=web|*)\n-policy a/z\npolicy a/z . in(.|*)");
+    assert!(named(&world).contains("place: 1"), "{}", named(&world));
+}
+
+#[test]
+fn neighbouring_ports_share_prefixes() {
+    for (ports, rows) in [
+        // 10-31: two, four and sixteen ports.
+        ("TCP/10-20;TCP/15-30;TCP/31", vec![(10, 63), (12, 62), (16, 60)]),
+        ("TCP", vec![(0, 48)]),
+        ("TCP/1-65535", (0..16).map(|bit| (1 << bit, 64 - bit)).collect()),
+        ("TCP/65535;TCP/65535", vec![(65535, 64)]),
+    ] {
+        let world = World::new(&format!("{SUBJECT}policy a/p . in(*|{ports})"), Limits::default());
+        let found = world.compiler.tables().ports.keys().map(|(key, bits)| (u16::from_be(key.port_be), *bits));
+        let mut found: Vec<(u16, u32)> = found.collect();
+        found.sort_unstable();
+        assert_eq!(found, rows, "{ports}");
+    }
 }

@@ -132,12 +132,15 @@ impl Scene {
     /// When the last datagram was sent that got through although the last policy forbids it: they are sent without pause,
     /// before the policies are written and until none has been answered for a while.
     pub fn last_answer(&self, write: impl FnOnce() -> Result<()>) -> Result<Option<Duration>> {
-        let (web, api) = (&self.pods[0], &self.pods[1]);
+        // A pair that neither policy lets talk in the other direction either: else an answer on its way may open it anew.
+        let (web, prometheus) = (&self.pods[0], &self.pods[3]);
         let to = SocketAddr::new(web.ipv4(), web.ports[0].2);
-        let stream = probe::Datagrams::start(&api.netns, to)?;
+        let stream = probe::Datagrams::start(&prometheus.netns, to)?;
         write()?;
         let written = Instant::now();
-        Ok(stream.last_answered(Duration::from_millis(300))?.map(|sent| sent.saturating_duration_since(written)))
+        Ok(stream
+            .last_answered(Duration::from_millis(300), Duration::from_secs(10))?
+            .map(|sent| sent.saturating_duration_since(written)))
     }
 
     /// Who asks, in the table's order.

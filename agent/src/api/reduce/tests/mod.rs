@@ -1,6 +1,7 @@
 //! Tables of (what, YAML, what it is reduced to). A fault is shown as `! field`.
 
 mod objects;
+mod peers;
 mod policies;
 
 use super::object;

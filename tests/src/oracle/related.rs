@@ -1,0 +1,76 @@
+//! Packets that live by another packet's verdict: ICMP errors and later fragments.
+
+use palisade_common::{Hook, Reason};
+
+use super::flow::Passage;
+use super::meaning::has_ports;
+use super::packet::{self, Icmp, Packet};
+use super::policy::Direction;
+use super::verdict::{Answer, Scene};
+use super::{FirstFragment, Opinion, Oracle};
+
+impl Oracle {
+    /// SEMANTICS 14.2: an error about a flow that would pass, told to who sent the quoted packet.
+    pub(super) fn related(&self, scene: &Scene, error: &Packet, icmp: &Icmp) -> Opinion {
+        let refused = Opinion::of([Reason::UnrelatedError]);
+        let Some(quoted) = packet::quoted(&icmp.content, error.source) else { return refused };
+        if quoted.source != error.destination {
+            return refused;
+        }
+        let ports = (quoted.source_port, quoted.destination_port);
+        let flow = (quoted.source, quoted.destination, quoted.protocol, has_ports(quoted.protocol).then_some(ports));
+        let passage = Passage::new((quoted.source, ports.0), (quoted.destination, ports.1), quoted.protocol);
+        // The quoted packet went the other way.
+        let hook = match scene.hook {
+            Hook::FromPod => Hook::ToPod,
+            Hook::ToPod => Hook::FromPod,
+        };
+        let there = Scene { hook, identity: scene.identity.clone(), ..*scene };
+        let Some(known) = self.flow(&there, &passage) else { return refused };
+        let mut unclear = false;
+        for (opener, direction, reverse) in
+            [(passage.sender, there.direction(), false), (passage.receiver(), there.opposite(), true)]
+        {
+            if !known.opened[opener] {
+                continue;
+            }
+            let by_node = known.by_node[opener] && direction == Direction::Ingress;
+            let kept = self.kept(&there, known, opener, direction);
+            match self.ask(&there, flow, reverse) {
+                Answer::Unclear => unclear = true,
+                Answer::Refused if !kept && !by_node => {}
+                Answer::Admitted | Answer::Refused => return Opinion::of([Reason::RelatedError]),
+            }
+        }
+        if unclear { Opinion::either() } else { refused }
+    }
+
+    /// SEMANTICS 14.3: follows its first fragment.
+    pub(super) fn later_fragment(&self, scene: &Scene, packet: &Packet) -> Opinion {
+        let wanted = first_fragment(scene, packet, self.epoch);
+        let first = self.fragments.iter().find(|first| same_datagram(first, &wanted));
+        match first {
+            None => Opinion::of([Reason::FragmentAlone]),
+            Some(first) if first.epoch == self.epoch => Opinion::of([Reason::Fragment]),
+            // Whether a change reached the first fragment's judgement is the judge's business: it may ask for a new one.
+            Some(_) => Opinion::either(),
+        }
+    }
+}
+
+pub(super) fn first_fragment(scene: &Scene, packet: &Packet, epoch: u64) -> FirstFragment {
+    FirstFragment {
+        hook: scene.hook,
+        ifindex: scene.ifindex,
+        source: packet.source,
+        destination: packet.destination,
+        id: packet.fragment.map_or(0, |fragment| fragment.id),
+        epoch,
+        time: scene.time,
+    }
+}
+
+pub(super) fn same_datagram(one: &FirstFragment, other: &FirstFragment) -> bool {
+    (one.hook, one.ifindex, one.source, one.destination, one.id)
+        == (other.hook, other.ifindex, other.source, other.destination, other.id)
+}
