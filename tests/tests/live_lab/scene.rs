@@ -53,6 +53,14 @@ impl Scene {
         policy
     }
 
+    /// The same, and waits until the agent has taken it in.
+    pub fn policy_in_force(&self, agent: &Agent, name: &str, spec: &str) -> Value {
+        let before = updates(agent);
+        let policy = self.policy(name, spec);
+        await_updates(agent, before, 1, name);
+        policy
+    }
+
     pub fn options(&self) -> AgentOptions {
         AgentOptions::manifests(&self.manifests.folder)
     }
