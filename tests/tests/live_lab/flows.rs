@@ -117,7 +117,8 @@ fn errors_about_admitted_flows_pass() {
         assert!(!raw::ping(&a.netns, *address, AT_ONCE).expect("a raw socket"), "echo is no error");
     }
     // A narrow network behind the next router, which tells a of it.
-    let narrow = ["link add narrow mtu 1280 type veth peer name far", "link set narrow up", "addr add 10.99.0.1/24 dev narrow"];
+    let narrow =
+        ["link add narrow mtu 1280 type veth peer name far", "link set narrow up", "addr add 10.99.0.1/24 dev narrow"];
     let mut narrow: Vec<String> = narrow.map(str::to_owned).into();
     narrow.push("addr add fd00:99::1/64 dev narrow nodad".to_owned());
     scene.lab.underlay.ip(&narrow).expect("a network");
