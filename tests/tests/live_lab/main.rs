@@ -1,0 +1,10 @@
+//! The live lab: policies against real sockets and raw frames, on one node and on two, and what the agent promises about
+//! its life and its neighbours.
+#![cfg(feature = "live")]
+
+mod flows;
+mod frames;
+mod life;
+mod neighbours;
+mod scene;
+mod table;

@@ -1,0 +1,132 @@
+//! One node with a few pods, a folder of manifests and, once started, its agent; and waiting for what an agent says.
+
+use std::time::{Duration, Instant};
+
+use palisade_tests::lab::agent::palisade;
+use palisade_tests::lab::probe::Probe;
+use palisade_tests::lab::server::Server;
+use palisade_tests::lab::{Agent, AgentOptions, Lab, Manifests, Node, Outcome, Pod, PodSpec, Transport, objects};
+use serde_json::Value;
+
+/// Short, as a retransmitted SYN (after a second) would hide that the first one was dropped.
+pub const AT_ONCE: Duration = Duration::from_millis(500);
+/// How long anything may take that has no bound of its own, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+pub struct Scene {
+    pub lab: Lab,
+    pub node: Node,
+    /// `a`, `b` and `c` of namespace `web`, labelled `app` with their names.
+    pub pods: [Pod; 3],
+    pub manifests: Manifests,
+    _servers: Vec<Server>,
+}
+
+impl Scene {
+    /// Everybody serves TCP 80 and 81 and UDP 53; the folder has all objects and no policy.
+    pub fn new(name: &str) -> Self {
+        let lab = Lab::new(name).expect("a lab");
+        let node = lab.node("one", 1).expect("a node");
+        let specs = ["a", "b", "c"].map(|name| PodSpec::new("web", name, &[("app", name)]));
+        let pods = node.start_pods(&lab, &specs).expect("pods");
+        let pods: [Pod; 3] = pods.try_into().ok().expect("as many as there are specs");
+        let server = |pod: &Pod| Server::start(lab.guard(), &pod.netns, &pod.name, &[80, 81], &[53]).expect("a server");
+        let servers = pods.iter().map(server).collect();
+        let manifests = Manifests::new(&node.folder.join("manifests")).expect("a folder");
+        let scene = Self { lab, node, pods, manifests, _servers: servers };
+        scene.put(&objects::node(&scene.node));
+        scene.put(&objects::namespace("web", &[]));
+        for pod in &scene.pods {
+            scene.put(&objects::pod(pod, &scene.node));
+        }
+        scene
+    }
+
+    pub fn put(&self, object: &Value) {
+        self.manifests.put(object).expect("the folder can be written to");
+    }
+
+    /// Writes a policy of namespace `web`; returns its object, to take it away by.
+    pub fn policy(&self, name: &str, spec: &str) -> Value {
+        let policy = objects::policy("web", name, spec).expect("YAML");
+        self.put(&policy);
+        policy
+    }
+
+    /// The same, and waits until the agent has taken it in.
+    pub fn policy_in_force(&self, agent: &Agent, name: &str, spec: &str) -> Value {
+        let before = updates(agent);
+        let policy = self.policy(name, spec);
+        await_updates(agent, before, 1, name);
+        policy
+    }
+
+    pub fn options(&self) -> AgentOptions {
+        AgentOptions::manifests(&self.manifests.folder)
+    }
+
+    pub fn start(&self) -> Agent {
+        Agent::start(&self.lab, &self.node, &self.options()).expect("an agent")
+    }
+
+    /// Starts an agent with further arguments.
+    pub fn start_with(&self, arguments: &[&str]) -> Agent {
+        let options = arguments.iter().fold(self.options(), |options, argument| options.argument(argument));
+        Agent::start(&self.lab, &self.node, &options).expect("an agent")
+    }
+
+    pub fn endpoints(&self) -> Value {
+        let said = palisade(&self.node, &["endpoints", "-o", "json"]).expect("palisade runs");
+        serde_json::from_slice(&said.stdout).unwrap_or_default()
+    }
+
+    /// What `palisade endpoints` says of a pod's interface.
+    pub fn endpoint(&self, pod: &Pod) -> Value {
+        let all = self.endpoints();
+        let mut rows = all["endpoints"].as_array().into_iter().flatten();
+        rows.find(|row| row["interface"] == pod.host_interface.as_str()).cloned().unwrap_or_default()
+    }
+
+    /// Asks until the answer is this one.
+    pub fn expect_tcp(&self, from: &Pod, to: &Pod, port: u16, reached: bool, when: &str) {
+        for address in &to.addresses {
+            let probe = Probe::new(&from.netns, Transport::Tcp, *address, port);
+            let wanted = if reached { Outcome::Reached(to.name.clone()) } else { Outcome::TimedOut };
+            let mut last = None;
+            let holds = eventually(PATIENCE, || {
+                last = Some(probe.ask_within(AT_ONCE));
+                last.as_ref() == Some(&wanted)
+            });
+            assert!(holds, "{} -> {} {port} at {address} {when}: {last:?}", from.name, to.name);
+        }
+    }
+}
+
+/// Whether it becomes true in time. For what has no event that could be waited for from outside.
+pub fn eventually(deadline: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + deadline;
+    while !holds() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+/// How many changes of objects an agent has taken in.
+pub fn updates(agent: &Agent) -> u64 {
+    let (_, page) = agent.http("/metrics").expect("the agent answers");
+    let counters = page.lines().filter(|line| line.starts_with("palisade_updates_total"));
+    counters.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+}
+
+/// Waits until an agent has taken in that many changes more.
+pub fn await_updates(agent: &Agent, before: u64, changes: u64, what: &str) {
+    let mut seen = 0;
+    let all = eventually(PATIENCE, || {
+        seen = updates(agent) - before;
+        seen >= changes
+    });
+    assert!(all, "{what}: {changes} changes were made, the agent has taken in {seen}:\n{}", agent.log_text());
+}
