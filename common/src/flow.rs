@@ -178,7 +178,8 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
     };
     let opening = packet.has(packet_trait::OPENING);
     let flags = flow.flags();
-    if at.is_valid(flow.judged(at.sender, at.forward_role())) && !(opening && flags & TCP_STATE != 0) {
+    let anew = opening && flags & (TCP_STATE | flow_flag::KEPT) != 0;
+    if at.is_valid(flow.judged(at.sender, at.forward_role())) && !anew {
         note(at, &flow, true);
         return Ruling::of(Reason::Established);
     }
@@ -187,7 +188,11 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
         return Ruling::of(Reason::Reply);
     }
     let ruling = judge_known(at, &flow);
-    if ruling.remembers() { remembered(stamp(at, &flow, ruling.is_forward()), ruling) } else { ruling }
+    if !ruling.remembers() {
+        return ruling;
+    }
+    let kept = ruling.reason_number() == Reason::Kept as u8;
+    remembered(stamp(at, &flow, ruling.is_forward(), kept), ruling)
 }
 
 /// Whether a packet of the end that did not open the flow may still be an answer.
@@ -235,9 +240,7 @@ fn tcp_state<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -
     let packet = at.packet;
     let mut flags = flow.flags();
     if packet.tcp_flags & tcp_flag::RST != 0 {
-        // A pod's own reset is its own word; one from elsewhere may be forged and out of window (RFC 5961).
-        let certain = matches!(at.hook, Hook::FromPod) && at.record.flags & endpoint_flag::TRUSTED == 0;
-        return flags | if certain { flow_flag::RESET } else { flow_flag::RESET_SEEN };
+        return flags | reset_flag(at);
     }
     if forward {
         flags &= !flow_flag::RESET_SEEN;
@@ -245,7 +248,7 @@ fn tcp_state<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -
     let sender = at.sender;
     let receiver = 1 - sender;
     if packet.tcp_flags & tcp_flag::FIN != 0 {
-        let next = packet.tcp_sequence.wrapping_add(packet.payload).wrapping_add(1);
+        let next = fin_next(packet);
         if flow.fin_next(sender) != next {
             flow.set_fin_next(sender, next);
         }
@@ -258,6 +261,19 @@ fn tcp_state<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -
         flags |= flow_flag::FIN_ACKED << receiver;
     }
     flags
+}
+
+/// A pod's own reset is its own word; one from elsewhere may be forged and out of window (RFC 5961).
+#[inline(always)]
+fn reset_flag<T: Tables>(at: &At<'_, T>) -> u32 {
+    let certain = matches!(at.hook, Hook::FromPod) && at.record.flags & endpoint_flag::TRUSTED == 0;
+    if certain { flow_flag::RESET } else { flow_flag::RESET_SEEN }
+}
+
+/// The sequence number after the segment's FIN.
+#[inline(always)]
+const fn fin_next(packet: &Packet) -> u32 {
+    packet.tcp_sequence.wrapping_add(packet.payload).wrapping_add(1)
 }
 
 /// A flow that is known, but not (any longer) admitted as the packet needs it.
@@ -274,8 +290,8 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
     let mut refused = Ruling::of(Reason::NoRule);
     if opened_reverse && !opening && answers(flow, packet, at.now) {
         let admitted_once = flow.judged(opener, at.reverse_role()).generation == generation;
-        let kept = keeps && admitted_once;
         let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
+        let kept = keeps && admitted_once && !node;
         let answer = if kept || node { Answer::ALLOWED } else { at.ask_reverse() };
         if answer.is_allowed() {
             let reason = if kept { Reason::Kept } else { Reason::Reply };
@@ -307,11 +323,16 @@ fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
 
 /// Puts the entry anew with the judgement of the packet's direction (`forward`) or of the opposite one made now.
 #[inline(never)]
-fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool) -> bool {
+fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool, kept: bool) -> bool {
     let mut value = flow.value();
+    if kept {
+        // Once set it stays: it may stand for any of the entry's judgements.
+        value.flags |= flow_flag::KEPT;
+    }
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     if forward {
-        if at.packet.is_tcp() && (at.packet.has(packet_trait::OPENING) || is_closed(value.flags)) {
+        // Only an opening begins anew: what else is sent on a closed connection's tuple does not make it live again.
+        if at.packet.is_tcp() && at.packet.has(packet_trait::OPENING) {
             value.flags &= !TCP_STATE;
             value.fin_next = [0; 2];
         }
@@ -348,6 +369,14 @@ fn insert<T: Tables>(at: &At<'_, T>, forward: bool, flags: u32, new: bool) -> bo
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     let mut value = FlowValue { seen: at.now, flags: flags | flow_flag::OPENED << opener, ..FlowValue::default() };
     set_judged(&mut value, opener, role, at.judgement());
+    let packet = at.packet;
+    if packet.is_tcp() && packet.tcp_flags & tcp_flag::RST != 0 {
+        value.flags |= reset_flag(at);
+    } else if packet.is_tcp() && packet.tcp_flags & tcp_flag::FIN != 0 {
+        value.flags |= flow_flag::FIN << at.sender;
+        let next = fin_next(packet);
+        value.fin_next = if at.sender == 0 { [next, 0] } else { [0, next] };
+    }
     at.tables.put_flow(&at.key, &value, new)
 }
 
@@ -437,7 +466,7 @@ pub(crate) fn remember_node<T: Tables>(at: &At<'_, T>) -> Reason {
                 true
             } else {
                 flow.set_flags(flags | flow_flag::NODE);
-                stamp(at, &flow, true)
+                stamp(at, &flow, true, false)
             }
         }
         // A reset opens nothing that could be answered.

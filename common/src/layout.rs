@@ -303,6 +303,8 @@ pub mod flow_flag {
     pub const RESET_SEEN: u32 = 1 << 9;
     /// Admitted mid-stream by the reverse question and not yet confirmed by a packet of the end that opened it.
     pub const UNCONFIRMED: u32 = 1 << 10;
+    /// A judgement was taken over without judging again (`--existing-flows keep`): good for what goes on, not for an opening.
+    pub const KEPT: u32 = 1 << 11;
 }
 
 /// FRAGMENTS (LRU hash): where the first fragment of a datagram was admitted.

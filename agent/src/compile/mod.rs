@@ -285,8 +285,8 @@ impl Compiler {
             Some(Identity::Pod(_)) | None => own.too_many(),
         };
         endpoint.faults = std::mem::take(&mut own.faults);
-        // A direction that no policy isolates leaves connections behind that nobody remembers.
-        endpoint.midstream |= endpoint.closed.is_none() && endpoint.tables.contains(&None);
+        // Nothing is remembered of a pod that no policy isolates in any direction.
+        endpoint.midstream |= endpoint.closed.is_none() && endpoint.tables == [None, None];
         let trusted = endpoint.pod.and_then(|id| index.pod(id)).is_some_and(|pod| {
             let namespace = index.namespace(&pod.name.namespace);
             namespace.and_then(|namespace| namespace.facts.as_ref()).is_some_and(|facts| facts.trusted)

@@ -3,8 +3,11 @@
 //! Pure: no I/O, no clock. `compile` says what is wanted, `kernel` carries the writes out, tests replay them one by one
 //! against [`sim::Sim`], which answers the decision function exactly as the loaded maps would.
 
+pub mod adopted;
 pub mod plan;
 pub mod sim;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};

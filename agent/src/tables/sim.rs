@@ -14,10 +14,11 @@ use palisade_common::layout::{
 };
 use palisade_common::parse::{self, Bytes, Packet, V4};
 
+use super::adopted::Found;
 use super::plan::Write;
 
 /// Maps and settings.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sim {
     epoch: u32,
     endpoints: BTreeMap<u32, Versioned>,
@@ -90,6 +91,27 @@ impl Sim {
         parse::frame(&frame, &mut packet);
         let mut quoted = Packet::default();
         decide(&mut Frame { bytes: &frame, packet: &packet, quoted: &mut quoted }, self, meeting)
+    }
+
+    /// What a new agent would find in the maps.
+    pub fn found(&self) -> Found {
+        Found {
+            epoch: self.epoch,
+            endpoints: self.endpoints.clone(),
+            records: self.records.clone(),
+            exact_v4: self.exact_v4.clone(),
+            exact_v6: self.exact_v6.clone(),
+            cidr_v4: self.cidr_v4.clone(),
+            cidr_v6: self.cidr_v6.clone(),
+            rules: self.rules.clone(),
+            ports: self.ports.clone(),
+        }
+    }
+
+    /// Forgets all flows and fragments.
+    pub fn forget_flows(&self) {
+        self.flows.borrow_mut().clear();
+        self.fragments.borrow_mut().clear();
     }
 
     /// Forgets a flow as an LRU map under pressure would.

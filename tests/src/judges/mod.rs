@@ -5,8 +5,9 @@
 mod bpffs;
 pub mod compiled;
 pub mod loaded;
-mod pipeline;
+pub mod pipeline;
 
 pub use bpffs::{Bpffs, bpffs};
 pub use compiled::Compiled;
 pub use loaded::{Loaded, Machine};
+pub use pipeline::Pipeline;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use palisade::api::reduce;
-use palisade::compile::{Compiler, Limits};
+use palisade::compile::{Compiled, Compiler, Limits};
 use palisade::facts::{Change, Kind, ObjectName, Veth, VethChange};
 use palisade::index::Index;
 use palisade::tables::Delta;
@@ -20,12 +20,16 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn new(node: &str) -> Self {
+        Self::with_limits(node, Limits::default())
+    }
+
+    pub fn with_limits(node: &str, limits: Limits) -> Self {
         let mut index = Index::new(node);
         for kind in Kind::ALL {
             index.apply(Change::Relist(kind));
             index.apply(Change::Relisted(kind));
         }
-        Self { index, compiler: Compiler::new(Limits::default()), reducer: reduce::Reducer::default() }
+        Self { index, compiler: Compiler::new(limits), reducer: reduce::Reducer::default() }
     }
 
     pub fn apply(&mut self, change: &ObjectChange) {
@@ -58,7 +62,11 @@ impl Pipeline {
     }
 
     pub fn compile(&mut self) -> Delta {
-        self.compiler.update(&mut self.index).delta
+        self.update().delta
+    }
+
+    pub fn update(&mut self) -> Compiled {
+        self.compiler.update(&mut self.index)
     }
 }
 

@@ -259,7 +259,7 @@ impl Oracle {
                     self.admit(scene, &passage, sender, scene.direction());
                     self.note(scene, packet, &passage);
                     let mut reasons = vec![Reason::Established, Reason::Allowed];
-                    reasons.extend(forward_kept.then_some(Reason::Kept));
+                    reasons.extend((forward_kept || (backward && reply_kept)).then_some(Reason::Kept));
                     // Both ends may have opened it, and then it is also a reply.
                     reasons.extend(answering.then_some(Reason::Reply));
                     return Opinion::of(reasons);

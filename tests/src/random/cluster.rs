@@ -168,7 +168,10 @@ impl Cluster {
             return None;
         }
         let at = dice.below(self.policies.len());
-        Some(json!(format!("delete policy {}", self.policies.remove(at))))
+        let name = self.policies.remove(at);
+        // A policy that was written more than once is listed as often.
+        self.policies.retain(|other| *other != name);
+        Some(json!(format!("delete policy {name}")))
     }
 
     pub fn delete_pod(&mut self, dice: &mut Dice) -> Option<Value> {

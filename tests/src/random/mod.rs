@@ -179,13 +179,13 @@ mod tests {
             self.0.settle();
         }
 
-        fn packet(&mut self, packet: &PacketStep) -> Verdict {
+        fn packet(&mut self, packet: &PacketStep) -> Option<Verdict> {
             let opinion = self.0.packet(packet);
             let reason = opinion.reasons.first().copied().unwrap_or(Reason::Allowed);
             if packet.words.starts_with("sctp") && reason == Reason::NoRule {
-                return Verdict { pass: true, reason: Reason::Allowed };
+                return Some(Verdict { pass: true, reason: Reason::Allowed });
             }
-            Verdict { pass: reason.passes(), reason }
+            Some(Verdict { pass: reason.passes(), reason })
         }
     }
 

@@ -101,9 +101,11 @@ fn midstream_stays_for_the_pods_life() {
     let mut world = World::new(&format!("{SUBJECT}{both}"), Limits::default());
     assert_eq!(flags(&world) & MIDSTREAM, 0);
     world.apply("policy a/p . in()");
+    assert_eq!(flags(&world) & MIDSTREAM, 0, "isolated for one direction, the flows of both are remembered");
+    world.apply("-policy a/p");
     assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM);
     world.apply(both);
-    assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM, "it was open for egress once");
+    assert_eq!(flags(&world) & MIDSTREAM, MIDSTREAM, "it was open once");
     world.apply("-pod a/s#u1\npod a/s#u2 ip=10.0.0.5 node=n\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2");
     assert_eq!(flags(&world) & MIDSTREAM, 0, "another pod");
     world.apply("veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2 older");
