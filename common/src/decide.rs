@@ -42,6 +42,11 @@ pub trait Tables {
     fn listens(&self, record: &EndpointRecord, family: u8, protocol: u8, local: (Address, u16)) -> Option<bool>;
     /// Takes one mid-stream admission from the endpoint's budget of this second; `false`: none is left.
     fn take_midstream(&self, number: u32, now: u64) -> bool;
+    /// As [`Bytes::zero`].
+    #[inline(always)]
+    fn zero(&self) -> u32 {
+        0
+    }
 }
 
 /// One entry of FLOWS. Judgements are only ever replaced with the whole entry ([`Tables::put_flow`]): an evicted entry's memory may
@@ -247,8 +252,13 @@ fn isolated_packet<T: Tables>(
         return Ruling::of(flow::closed(&at));
     }
     let ruling = flow::pass(&at);
-    if packet.has(packet_trait::FRAGMENT_FIRST) && ruling.passes() && !put_fragment(&at) {
-        return Ruling::new(Reason::Unremembered, ruling.class());
+    if packet.has(packet_trait::FRAGMENT_FIRST) && ruling.passes() {
+        if !at.is_settled() {
+            return Ruling::of(Reason::Unsettled);
+        }
+        if !put_fragment(&at) {
+            return Ruling::new(Reason::Unremembered, ruling.class());
+        }
     }
     ruling
 }
@@ -523,3 +533,6 @@ pub fn take_midstream(stats: EndpointStats, now: u64, budget: u32) -> Option<End
     }
     Some(EndpointStats { midstream_second: second, midstream_count: stats.midstream_count + 1 })
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,6 +61,13 @@ impl<'a, T: Tables> At<'a, T> {
         judged.epoch == self.epoch && judged.generation == self.record.generation
     }
 
+    /// All that was read so far was read at one epoch. What is found out otherwise may be neither the old verdict nor the new one: it
+    /// is not even remembered, as with `--existing-flows keep` it would outlast the epoch.
+    #[inline(always)]
+    pub(crate) fn is_settled(&self) -> bool {
+        self.tables.epoch() == self.epoch
+    }
+
     /// The endpoint's role in a flow that the packet's sender opened.
     #[inline(always)]
     fn forward_role(&self) -> usize {
@@ -173,6 +180,9 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
         if !ruling.remembers() {
             return ruling;
         }
+        if !at.is_settled() {
+            return Ruling::of(Reason::Unsettled);
+        }
         let flags = if ruling.is_forward() { 0 } else { flow_flag::UNCONFIRMED };
         return remembered(insert(at, ruling.is_forward(), flags, new), ruling);
     };
@@ -190,6 +200,9 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
     let ruling = judge_known(at, &flow);
     if !ruling.remembers() {
         return ruling;
+    }
+    if !at.is_settled() {
+        return Ruling::of(Reason::Unsettled);
     }
     let kept = ruling.reason_number() == Reason::Kept as u8;
     remembered(stamp(at, &flow, ruling.is_forward(), kept), ruling)
@@ -367,7 +380,15 @@ fn set_judged(value: &mut FlowValue, opener: usize, role: usize, judgement: Judg
 #[inline(never)]
 fn insert<T: Tables>(at: &At<'_, T>, forward: bool, flags: u32, new: bool) -> bool {
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
-    let mut value = FlowValue { seen: at.now, flags: flags | flow_flag::OPENED << opener, ..FlowValue::default() };
+    let zero = at.tables.zero();
+    let unjudged = Judgement { epoch: zero, generation: zero };
+    let mut value = FlowValue {
+        judged: [[unjudged; 2]; 2],
+        seen: at.now,
+        flags: flags | flow_flag::OPENED << opener,
+        fin_next: [zero; 2],
+        reserved: [zero; 3],
+    };
     set_judged(&mut value, opener, role, at.judgement());
     let packet = at.packet;
     if packet.is_tcp() && packet.tcp_flags & tcp_flag::RST != 0 {
@@ -527,3 +548,6 @@ fn is_admitted<T: Tables>(at: &At<'_, T>) -> bool {
     let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
     flags & (flow_flag::OPENED << opener) != 0 && (node || at.ask_reverse().is_allowed())
 }
+
+#[cfg(test)]
+mod tests;

@@ -370,3 +370,6 @@ pub struct Event {
     pub pad: [u32; 2],
 }
 const _: () = assert!(size_of::<Event>() == 64);
+
+#[cfg(test)]
+mod tests;

@@ -55,6 +55,19 @@ impl Bytes for Skb<'_> {
     fn is_gso(&self) -> bool {
         self.gso
     }
+
+    #[inline(always)]
+    fn zero(&self) -> u32 {
+        opaque_zero()
+    }
+}
+
+/// See [`Bytes::zero`].
+#[inline(always)]
+fn opaque_zero() -> u32 {
+    let zero = 0;
+    // SAFETY: reading a local.
+    unsafe { core::ptr::read_volatile(&raw const zero) }
 }
 
 /// The maps, asked on behalf of one packet.
@@ -184,6 +197,11 @@ impl Tables for Maps<'_> {
             return None;
         }
         Some(is_listening(self.ctx.as_ptr().cast(), record.netns_id, family, local))
+    }
+
+    #[inline(always)]
+    fn zero(&self) -> u32 {
+        opaque_zero()
     }
 
     #[inline(always)]

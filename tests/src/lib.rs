@@ -1,5 +1,6 @@
 //! Proof: the oracle, written and random cases, the judges, the lab of network namespaces.
 
+pub mod bench;
 pub mod case;
 pub mod expand;
 pub mod frame;

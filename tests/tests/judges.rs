@@ -76,7 +76,7 @@ fn random_flows(seed: u64, flows: u64, judges: Factory<'_>) -> Outcome {
     }
     let total = all.flows_admitted + all.flows_refused;
     println!("{total} flows, {} admitted, {} refused, {} packets", all.flows_admitted, all.flows_refused, all.packets);
-    println!("reasons: {:?}", all.reasons);
+    println!("reasons: {:?}", all.given);
     assert!(all.flows_admitted * 3 >= total, "fewer than a third of the flows was admitted");
     assert!(all.flows_refused * 3 >= total, "fewer than a third of the flows was refused");
     all
@@ -98,7 +98,7 @@ fn random_cases_over_compiled_tables() {
     // What only time, other CPUs or a full table can bring about.
     let rare = BTreeSet::from([Reason::Unsettled, Reason::Unremembered]);
     let missing: Vec<&Reason> =
-        Reason::ALL.iter().filter(|reason| !rare.contains(reason) && !outcome.reasons.contains_key(reason)).collect();
+        Reason::ALL.iter().filter(|reason| !rare.contains(reason) && !outcome.given.contains_key(reason)).collect();
     assert!(missing.is_empty(), "no packet was judged {missing:?}");
 }
 

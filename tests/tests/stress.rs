@@ -59,12 +59,13 @@ fn peer(six: bool, allowed: bool, number: u32) -> IpAddr {
     }
 }
 
-/// State `n`: no number of it is any earlier state's.
+/// State `n`: its tables and port sets are no earlier state's.
 fn state(n: u32) -> Tables {
     let mut tables = Tables::default();
     let first = n * 16;
-    // Classes: allowed by the table's default, by a row for all ports, by a row with a port set; and two that are refused.
-    let [by_all, by_set, none, lowered] = [first + 1, first + 2, first + 3, first + 4];
+    // Classes: allowed by a row for all ports, by a row with a port set; refused without a row, and by one. What one state's tables
+    // allow the next one's refuse, and the peers change their classes: a class of one state under a table of the other is wrong.
+    let [by_all, by_set, none, lowered] = if n.is_multiple_of(2) { [1, 2, 3, 4] } else { [3, 4, 1, 2] };
     let set = PORTS_FIRST + first;
     let key = PortKey { ports_be: set.to_be(), protocol: 6, pad: 0, port_be: PORT.to_be() };
     tables.ports.insert((key, PORT_PREFIX_MAX), PortValue { rule: first + 5 });

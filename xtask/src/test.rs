@@ -92,7 +92,7 @@ fn live() -> Result<()> {
     setup::control_plane()?;
     build_helpers()?;
     // One at a time: labs can live side by side, but two cores cannot keep the deadlines of many.
-    run(cargo(&["test", "--package", "palisade", "--package", "palisade-tests", "--test", "*"])
+    run(cargo(&["test", "--no-fail-fast", "--package", "palisade", "--package", "palisade-tests", "--test", "*"])
         .args(["--features", "palisade/live,palisade-tests/live", "--", "--test-threads=1"])
         .env(OBJECT_VARIABLE, object))
 }

@@ -81,8 +81,8 @@ pub struct Kernel {
     maps: Maps,
     pins: PinDir,
     installed: Installed,
-    /// Removals that failed after their change held: tried again with the next one.
-    leftover: Vec<Write>,
+    /// Writes that failed when a change was taken back or cleaned up after, in their order.
+    unfinished: Vec<Write>,
     mode: AttachMode,
 }
 
@@ -116,7 +116,7 @@ impl Kernel {
         };
         maps.config.store_settings(&config);
         let mode = mode.resolve()?;
-        Ok(Self { ebpf, maps, pins, installed, leftover: Vec::new(), mode })
+        Ok(Self { ebpf, maps, pins, installed, unfinished: Vec::new(), mode })
     }
 
     /// What the maps hold by now.
@@ -153,9 +153,9 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// When a write fails: everything is then as it was before, and the delta is to be tried again.
+    /// When a write fails: what is in force is then as it was before, and the delta is to be tried again.
     pub fn apply(&mut self, delta: &Delta) -> anyhow::Result<Applied> {
-        self.retry_leftover();
+        self.finish()?;
         let plan =
             self.installed.plan(delta).map_err(|_| anyhow::anyhow!("more endpoints than --endpoints-max allows"))?;
         if plan.is_empty() {
@@ -164,27 +164,33 @@ impl Kernel {
         let commit = plan.commit_len();
         for (done, write) in plan.writes[..commit].iter().enumerate() {
             if let Err(error) = self.maps.write(write) {
-                for undo in plan.undo(done) {
-                    if let Err(error) = self.maps.write(&undo) {
-                        tracing::error!(%error, "taking back a half-made change");
-                    }
-                }
+                self.carry_out(plan.undo(done));
                 return Err(error).with_context(|| format!("write {} of {}", done + 1, plan.writes.len()));
             }
         }
         self.installed.commit(&plan);
-        for write in &plan.writes[commit..] {
-            if let Err(error) = self.maps.write(write) {
-                tracing::warn!(%error, "removing what nothing refers to any longer; tried again later");
-                self.leftover.push(*write);
-            }
-        }
+        self.carry_out(plan.writes[commit..].to_vec());
         Ok(Applied { writes: plan.writes.len(), epoch: self.installed.epoch() })
     }
 
-    fn retry_leftover(&mut self) {
-        let leftover = std::mem::take(&mut self.leftover);
-        self.leftover = leftover.into_iter().filter(|write| self.maps.write(write).is_err()).collect();
+    /// Takes a change back or cleans up after one. What fails is tried again before the next change.
+    fn carry_out(&mut self, writes: Vec<Write>) {
+        for write in writes {
+            if let Err(error) = self.maps.write(&write) {
+                tracing::warn!(%error, "a change is not quite finished; tried again before the next one");
+                self.unfinished.push(write);
+            }
+        }
+    }
+
+    /// A reference that was not taken back would hold with the next epoch, and one that was not removed hides what is put around it:
+    /// no change may begin before all of them are gone.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        while let Some(write) = self.unfinished.first() {
+            self.maps.write(write).context("finishing an earlier change")?;
+            self.unfinished.remove(0);
+        }
+        Ok(())
     }
 
     /// Puts both programs on the interface, or replaces what an earlier agent put there. From then on it is closed unless

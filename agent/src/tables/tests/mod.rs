@@ -1,6 +1,7 @@
 //! P3 as data: random changes, replayed write by write. After each write every look-up answers as before the change, or as
 //! after it; never a third way.
 
+mod flight;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,7 +107,7 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         // Some runs cross the wrap of the epoch.
-        let epoch = if seed % 3 == 0 { u32::MAX - 5 } else { seed as u32 };
+        let epoch = if seed.is_multiple_of(3) { u32::MAX - 5 } else { seed as u32 };
         let mut sim = Sim::default();
         sim.write(&Write::Epoch(epoch));
         let (chance, world) = (Chance::new(seed), World::default());

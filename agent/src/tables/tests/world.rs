@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use palisade_common::layout::{
     Address, CLASS_NONE, EndpointRecord, PORT_PREFIX_MAX, PORT_PREFIX_MIN, PORTS_ALL, PORTS_FIRST, PORTS_NONE, PortKey,
-    PortValue, RuleKey, RuleValue, TableRef,
+    PortValue, RuleKey, RuleValue, TableRef, endpoint_flag,
 };
 use palisade_common::parse::{V4, V6};
 
@@ -136,7 +136,8 @@ impl World {
         self.generation += 1;
         let mut record = self.tables.endpoints.get(&ifindex).copied().unwrap_or_default();
         if record.ifindex == 0 || chance.one_in(3) {
-            record = EndpointRecord { ifindex, generation: self.generation, flags: 3, ..record };
+            record =
+                EndpointRecord { ifindex, generation: self.generation, flags: 3 | endpoint_flag::TRUSTED, ..record };
         }
         for direction in 0..2 {
             let table = self.pick_table(chance);

@@ -1,0 +1,229 @@
+//! Packets in flight, as data: the tables change between one look-up of a packet and the next.
+
+use std::cell::Cell;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use palisade_common::Hook;
+use palisade_common::decide::{EGRESS, Frame, INGRESS, Meeting, Ruling, Tables, ask, decide};
+use palisade_common::layout::{
+    Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, RuleKey, RuleValue, Versioned,
+};
+use palisade_common::parse::{self, Packet, V4, protocol};
+use palisade_common::verdict::Reason;
+
+use super::super::sim::{FrameBytes, Sim, SimFlow, bytes_of};
+use super::world::{Chance, INTERFACES, probes};
+use super::{PORTS, Run};
+
+/// The maps after each write of several changes, of which each look-up sees a later one; and one flow table.
+struct Moving<'a> {
+    states: &'a [Sim],
+    flows: &'a Sim,
+    /// How many writes are carried out before each look-up, from the first on.
+    steps: &'a [usize],
+    asked: Cell<usize>,
+    position: Cell<usize>,
+}
+
+impl Moving<'_> {
+    fn now_at(&self) -> &Sim {
+        let asked = self.asked.replace(self.asked.get() + 1);
+        let step = self.steps.get(asked).copied().unwrap_or(0);
+        self.position.set((self.position.get() + step).min(self.states.len() - 1));
+        &self.states[self.position.get()]
+    }
+}
+
+impl Tables for Moving<'_> {
+    type Flow<'b>
+        = SimFlow<'b>
+    where
+        Self: 'b;
+
+    fn epoch(&self) -> u32 {
+        self.now_at().epoch()
+    }
+
+    fn endpoint(&self, ifindex: u32) -> Option<Versioned> {
+        self.now_at().endpoint(ifindex)
+    }
+
+    fn record(&self, index: u32) -> Option<&EndpointRecord> {
+        self.now_at().record(index)
+    }
+
+    fn class_exact(&self, family: u8, address: &Address) -> Option<Versioned> {
+        self.now_at().class_exact(family, address)
+    }
+
+    fn class_cidr(&self, family: u8, address: &Address) -> Option<Versioned> {
+        self.now_at().class_cidr(family, address)
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
+        self.now_at().rule(key)
+    }
+
+    fn port(&self, ports: u32, protocol: u8, port: u16) -> Option<u32> {
+        self.now_at().port(ports, protocol, port)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<SimFlow<'_>> {
+        self.flows.flow(key)
+    }
+
+    fn put_flow(&self, key: &FlowKey, value: &FlowValue, new: bool) -> bool {
+        self.flows.put_flow(key, value, new)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
+        self.flows.fragment(key)
+    }
+
+    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool {
+        self.flows.put_fragment(key, value)
+    }
+
+    fn now(&self) -> u64 {
+        self.flows.now.get()
+    }
+
+    fn pressure(&self, _now: u64) -> bool {
+        false
+    }
+
+    fn keeps_existing(&self) -> bool {
+        self.flows.keeps_existing
+    }
+
+    fn listens(&self, _: &EndpointRecord, _: u8, _: u8, _: (Address, u16)) -> Option<bool> {
+        None
+    }
+
+    fn take_midstream(&self, _number: u32, _now: u64) -> bool {
+        false
+    }
+}
+
+/// A datagram from or to an address of the probes. The endpoints are trusted, so that their own address does not matter.
+fn datagram(family: u8, hook: Hook, peer: Address, port: u16) -> Vec<u8> {
+    let mut bytes = vec![0; 12];
+    let (own_v4, own_v6) = (Ipv4Addr::new(10, 200, 0, 1).octets(), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1).octets());
+    let order = |own: &[u8], peer: &[u8]| match hook {
+        Hook::FromPod => [own, peer].concat(),
+        Hook::ToPod => [peer, own].concat(),
+    };
+    if family == V4 {
+        bytes.extend([8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol::UDP, 0, 0]);
+        bytes.extend(order(&own_v4, &bytes_of(&peer)[12..]));
+    } else {
+        bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, protocol::UDP, 64]);
+        bytes.extend(order(&own_v6, &bytes_of(&peer)));
+    }
+    bytes.extend(4000_u16.to_be_bytes());
+    bytes.extend(port.to_be_bytes());
+    bytes.extend([0, 8, 0, 0]);
+    bytes
+}
+
+fn judge(bytes: &[u8], tables: &Moving<'_>, meeting: Meeting) -> Ruling {
+    let frame = FrameBytes { bytes, gso: false };
+    let (mut packet, mut quoted) = (Packet::default(), Packet::default());
+    parse::frame(&frame, &mut packet);
+    decide(&mut Frame { bytes: &frame, packet: &packet, quoted: &mut quoted }, tables, meeting)
+}
+
+/// What a settled state says to a new flow. `None`: the endpoint is not there.
+fn settled(sim: &Sim, ifindex: u32, hook: Hook, (family, peer): (u8, Address), port: u16) -> Option<bool> {
+    let epoch = sim.epoch();
+    let record = sim.record(sim.endpoint(ifindex)?.at(epoch)).filter(|record| record.ifindex == ifindex)?;
+    let role = if hook == Hook::FromPod { EGRESS } else { INGRESS };
+    Some(ask(sim, record, role, epoch, (family, protocol::UDP), (&peer, port)).is_allowed())
+}
+
+/// The maps before, between and after all writes of some changes; and the places among them where a change is complete.
+fn film(run: &mut Run, changes: usize) -> (Vec<Sim>, Vec<usize>) {
+    let mut states = vec![run.sim.clone()];
+    let mut complete = vec![0];
+    for _ in 0..changes {
+        let plan = run.next();
+        for write in &plan.writes {
+            run.sim.write(write);
+            states.push(run.sim.clone());
+        }
+        run.installed.commit(&plan);
+        complete.push(states.len() - 1);
+    }
+    (states, complete)
+}
+
+/// Few look-ups of a packet are far from each other, as few processors are taken away from it.
+fn steps(chance: &mut Chance, writes: usize) -> Vec<usize> {
+    let mut step = |_| if chance.below(3) == 0 { chance.below(writes as u64 + 1) as usize } else { 0 };
+    (0..12).map(&mut step).collect()
+}
+
+fn fly(keep_existing: bool) {
+    let (mut packets, mut given_up, mut crossed) = (0, 0, 0);
+    for seed in 5000..5060 {
+        let mut run = Run::new(seed);
+        for _ in 0..3 {
+            let plan = run.next();
+            run.finish(&plan);
+        }
+        let (states, complete) = film(&mut run, 3);
+        for _ in 0..400 {
+            let chance = &mut run.chance;
+            let ifindex = *INTERFACES.start() + chance.below(6) as u32;
+            let hook = if chance.below(2) == 0 { Hook::FromPod } else { Hook::ToPod };
+            let all = probes();
+            let peer = all[chance.below(all.len() as u64) as usize];
+            let port = PORTS[chance.below(PORTS.len() as u64) as usize].1;
+            let verdicts: Vec<_> = complete.iter().map(|at| settled(&states[*at], ifindex, hook, peer, port)).collect();
+            let Some(wanted) = verdicts[0].filter(|_| verdicts.iter().all(|other| *other == verdicts[0])) else {
+                continue;
+            };
+            let mut flows = Sim::default();
+            flows.keeps_existing = keep_existing;
+            let bytes = datagram(peer.0, hook, peer.1, port);
+            let meeting = Meeting { hook, ifindex, from_node: false };
+            let steps = steps(chance, states.len());
+            let tables = Moving {
+                states: &states,
+                flows: &flows,
+                steps: &steps,
+                asked: Cell::new(0),
+                position: Cell::new(chance.below(states.len() as u64) as usize),
+            };
+            let start = states[tables.position.get()].epoch();
+            // The second packet finds what the first has left; nothing changes any more.
+            for round in ["in flight", "afterwards"] {
+                let ruling = judge(&bytes, &tables, meeting);
+                packets += 1;
+                if ruling.reason() == Reason::Unsettled {
+                    given_up += 1;
+                    continue;
+                }
+                let context = format!("seed {seed}, {ifindex}, {hook:?}, {peer:?}, {port}, steps {steps:?}");
+                assert_eq!(ruling.passes(), wanted, "{round}: {ruling:?}, {context}");
+                crossed += usize::from(tables.now_at().epoch() != start);
+                tables.asked.set(steps.len());
+            }
+        }
+    }
+    assert!(
+        packets > 5_000 && crossed > 1_000 && given_up * 4 < packets,
+        "{packets}, {crossed} crossed, {given_up} given up"
+    );
+}
+
+#[test]
+fn packets_in_flight_get_old_or_new() {
+    fly(false);
+}
+
+/// With flows kept, a verdict that no state has must not be remembered either.
+#[test]
+fn what_no_state_says_is_not_kept() {
+    fly(true);
+}

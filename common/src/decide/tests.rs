@@ -1,0 +1,43 @@
+//! The budget of mid-stream admissions.
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+#[test]
+fn midstream_budget() {
+    let stats = |midstream_second, midstream_count| EndpointStats { midstream_second, midstream_count };
+    for (name, before, now, budget, wanted) in [
+        ("the first ever", stats(0, 0), 5 * SECOND, 2, Some(stats(5, 1))),
+        ("the second in its second", stats(5, 1), 6 * SECOND - 1, 2, Some(stats(5, 2))),
+        ("one too many", stats(5, 2), 5 * SECOND, 2, None),
+        ("the next second", stats(5, 2), 6 * SECOND, 2, Some(stats(6, 1))),
+        ("time that went back", stats(7, 2), 6 * SECOND, 2, Some(stats(6, 1))),
+        ("no budget, in a new second", stats(5, 0), 6 * SECOND, 0, None),
+        ("no budget, in the same second", stats(6, 0), 6 * SECOND, 0, None),
+        ("the first second of the clock", stats(0, 0), 0, 1, Some(stats(0, 1))),
+        ("used up in the first second of the clock", stats(0, 1), SECOND - 1, 1, None),
+        ("a budget that became smaller", stats(5, 9), 5 * SECOND, 2, None),
+        ("more seconds than a word holds", stats(0, 9), (u64::from(u32::MAX) + 2) * SECOND, 2, Some(stats(1, 1))),
+        ("all of a large budget", stats(5, u32::MAX - 1), 5 * SECOND, u32::MAX, Some(stats(5, u32::MAX))),
+    ] {
+        assert_eq!(take_midstream(before, now, budget), wanted, "{name}");
+    }
+}
+
+#[test]
+fn as_many_as_the_budget_in_each_second() {
+    for budget in [0, 1, 2, 100] {
+        let mut stats = EndpointStats::default();
+        for second in 3..6 {
+            let mut taken = 0;
+            for step in 0..200 {
+                if let Some(next) = take_midstream(stats, second * SECOND + step, budget) {
+                    stats = next;
+                    taken += 1;
+                }
+            }
+            assert_eq!(taken, budget, "in second {second}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What is told of repeated measurements: median and spread, and the interval of a ratio.
+
+/// Measurements of one thing, in the order of their size.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    sorted: Vec<f64>,
+}
+
+impl Sample {
+    /// `values` must not be empty.
+    pub fn new(mut values: Vec<f64>) -> Self {
+        assert!(!values.is_empty(), "nothing was measured");
+        values.sort_by(f64::total_cmp);
+        Self { sorted: values }
+    }
+
+    pub fn least(&self) -> f64 {
+        self.sorted[0]
+    }
+
+    pub fn greatest(&self) -> f64 {
+        self.sorted[self.sorted.len() - 1]
+    }
+
+    pub fn median(&self) -> f64 {
+        let middle = self.sorted.len() / 2;
+        if self.sorted.len() % 2 == 1 {
+            self.sorted[middle]
+        } else {
+            self.sorted[middle - 1].midpoint(self.sorted[middle])
+        }
+    }
+}
+
+/// A ratio with its 95 % interval.
+#[derive(Clone, Copy, Debug)]
+pub struct Ratio {
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// The geometric mean of ratios of pairs, by Student's t on their logarithms.
+pub fn ratio(pairs: &[(f64, f64)]) -> Ratio {
+    let logs: Vec<f64> = pairs.iter().map(|(with, without)| (with / without).ln()).collect();
+    let count = logs.len() as f64;
+    let mean = logs.iter().sum::<f64>() / count;
+    let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    let half = student(logs.len().saturating_sub(1)) * (variance / count).sqrt();
+    Ratio { value: mean.exp(), low: (mean - half).exp(), high: (mean + half).exp() }
+}
+
+/// The 97.5 % quantile of Student's distribution, by its expansion around the normal quantile (Abramowitz and Stegun 26.7.5); within
+/// 1 % of the truth from 4 degrees of freedom on.
+fn student(freedom: usize) -> f64 {
+    const NORMAL: f64 = 1.959_964;
+    let z = NORMAL;
+    let n = freedom.max(1) as f64;
+    let first = (z.powi(3) + z) / 4.0;
+    let second = (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / 96.0;
+    let third = (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / 384.0;
+    z + first / n + second / n.powi(2) + third / n.powi(3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn student_as_in_the_tables() {
+        for (freedom, expected) in [(4, 2.776), (9, 2.262), (11, 2.201), (19, 2.093), (120, 1.980)] {
+            let found = student(freedom);
+            assert!((found / expected - 1.0).abs() < 0.01, "{freedom} degrees of freedom: {found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_ratio_has_its_interval_around_it() {
+        let ratio = ratio(&[(95.0, 100.0), (97.0, 100.0), (93.0, 100.0), (95.0, 100.0)]);
+        assert!((ratio.value - 0.95).abs() < 0.001, "{ratio:?}");
+        // Standard error of the logarithms 0.0086, times t(3) = 3.18.
+        assert!((ratio.low - 0.9243).abs() < 0.003 && (ratio.high - 0.9763).abs() < 0.003, "{ratio:?}");
+    }
+
+    #[test]
+    fn the_median_lies_in_the_middle() {
+        for (values, expected) in [(vec![3.0, 1.0, 2.0], 2.0), (vec![4.0, 1.0, 2.0, 3.0], 2.5)] {
+            let sample = Sample::new(values);
+            assert_eq!((sample.least(), sample.median()), (1.0, expected));
+        }
+    }
+}

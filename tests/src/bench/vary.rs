@@ -1,0 +1,87 @@
+//! Makes every run of a test run another flow. A test run repeats one frame, so a new flow would be new only once.
+//!
+//! A few instructions in front of the measured program raise the low 24 bits of an address in the frame, which the next run sees, as the
+//! frame is the same memory; then they call the program in their place (a tail call). Their own cost is measured with the empty program
+//! behind them and taken off.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use anyhow::Result;
+
+use super::test_run;
+
+/// The instructions in front, with one program behind them.
+pub struct Varied {
+    front: OwnedFd,
+    _array: OwnedFd,
+}
+
+/// What the varied word's first byte always is: IPv4 addresses stay in 10.0.0.0/8.
+pub const FIRST_BYTE: u8 = 10;
+
+impl Varied {
+    /// `offset`: of the address's last word in the frame (bytes).
+    pub fn new(program: BorrowedFd<'_>, offset: i16) -> Result<Self> {
+        let array = test_run::program_array()?;
+        test_run::put_program(array.as_fd(), program)?;
+        let front = test_run::load(&instructions(array.as_raw_fd(), offset))?;
+        Ok(Self { front, _array: array })
+    }
+
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.front.as_fd()
+    }
+}
+
+/// `struct bpf_insn`: operation, destination and source register, offset, number.
+const fn instruction(operation: u8, destination: u8, source: u8, offset: i16, number: i32) -> u64 {
+    let registers = destination | (source << 4);
+    (operation as u64)
+        | ((registers as u64) << 8)
+        | ((offset.cast_unsigned() as u64) << 16)
+        | ((number.cast_unsigned() as u64) << 32)
+}
+
+fn instructions(array: i32, offset: i16) -> [u64; 19] {
+    // Operations of the instruction set, by what they do (RFC 9669).
+    const LOAD_WORD: u8 = 0x61;
+    const STORE_WORD: u8 = 0x63;
+    const MOVE: u8 = 0xbf;
+    const MOVE_NUMBER: u8 = 0xb7;
+    const ADD_NUMBER: u8 = 0x07;
+    const ADD_NUMBER_32: u8 = 0x04;
+    const AND_NUMBER_32: u8 = 0x54;
+    const OR_NUMBER_32: u8 = 0x44;
+    const TO_BIG_ENDIAN: u8 = 0xdc;
+    const LOAD_WIDE: u8 = 0x18;
+    const JUMP_IF_GREATER: u8 = 0x2d;
+    const CALL: u8 = 0x85;
+    const EXIT: u8 = 0x95;
+    const PSEUDO_MAP_FD: u8 = 1;
+    const TAIL_CALL: i32 = 12;
+    // Fields of `struct __sk_buff`.
+    const DATA: i16 = 76;
+    const DATA_END: i16 = 80;
+    [
+        instruction(MOVE, 6, 1, 0, 0),
+        instruction(LOAD_WORD, 2, 1, DATA, 0),
+        instruction(LOAD_WORD, 3, 1, DATA_END, 0),
+        instruction(MOVE, 4, 2, 0, 0),
+        instruction(ADD_NUMBER, 4, 0, 0, i32::from(offset) + 4),
+        instruction(JUMP_IF_GREATER, 4, 3, 11, 0),
+        instruction(LOAD_WORD, 5, 2, offset, 0),
+        instruction(TO_BIG_ENDIAN, 5, 0, 0, 32),
+        instruction(ADD_NUMBER_32, 5, 0, 0, 1),
+        instruction(AND_NUMBER_32, 5, 0, 0, 0x00ff_ffff),
+        instruction(OR_NUMBER_32, 5, 0, 0, i32::from(FIRST_BYTE) << 24),
+        instruction(TO_BIG_ENDIAN, 5, 0, 0, 32),
+        instruction(STORE_WORD, 2, 5, offset, 0),
+        instruction(LOAD_WIDE, 2, PSEUDO_MAP_FD, 0, array),
+        0,
+        instruction(MOVE_NUMBER, 3, 0, 0, 0),
+        instruction(CALL, 0, 0, 0, TAIL_CALL),
+        // Only where there was nothing to call: no verdict of ours is 0.
+        instruction(MOVE_NUMBER, 0, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]
+}
