@@ -107,7 +107,7 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         // Some runs cross the wrap of the epoch.
-        let epoch = if seed % 3 == 0 { u32::MAX - 5 } else { seed as u32 };
+        let epoch = if seed.is_multiple_of(3) { u32::MAX - 5 } else { seed as u32 };
         let mut sim = Sim::default();
         sim.write(&Write::Epoch(epoch));
         let (chance, world) = (Chance::new(seed), World::default());
