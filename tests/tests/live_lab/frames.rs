@@ -54,7 +54,7 @@ fn a_trusted_namespace_sends_from_any_address_and_is_named() {
     let scene = Scene::new("trusted");
     let [a, b, c] = &scene.pods;
     let agent = scene.start();
-    assert_eq!(scene.endpoint(a)["trusted"], false);
+    assert!(eventually(PATIENCE, || scene.endpoint(a)["trusted"] == false), "{}", scene.endpoints());
     assert!(!foreign_arrives(a, b), "not trusted");
     let mut namespace = objects::namespace("web", &[]);
     namespace["metadata"]["annotations"]["palisade.dev/trusted-addresses"] = "true".into();
