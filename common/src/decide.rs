@@ -170,16 +170,20 @@ pub fn decide<B: Bytes, T: Tables>(frame: &mut Frame<'_, B>, tables: &T, meeting
 
 #[inline(always)]
 fn judge<B: Bytes, T: Tables>(frame: &mut Frame<'_, B>, tables: &T, meeting: Meeting, epoch: u32) -> Ruling {
-    let record = match tables.endpoint(meeting.ifindex) {
-        Some(index) => tables.record(index.at(epoch)),
-        None => None,
-    };
-    let Some(record) = record else { return Ruling::of(without_endpoint(frame.packet, meeting)) };
-    // A record's memory is used again for another endpoint; the epoch has moved then, but do not even ask it.
-    if record.ifindex != meeting.ifindex {
-        return Ruling::of(without_endpoint(frame.packet, meeting));
+    // Memory of an entry that is replaced is another entry's at once, also while it is being read (see `class_of`): what is not found
+    // is looked for again. What is found is the endpoint's own, as the record says so.
+    let mut record = record_of(tables, meeting.ifindex, epoch);
+    if record.is_none() {
+        record = record_of(tables, meeting.ifindex, epoch);
     }
+    let Some(record) = record else { return Ruling::of(without_endpoint(frame.packet, meeting)) };
     for_endpoint(frame, tables, meeting, epoch, record)
+}
+
+#[inline(always)]
+fn record_of<T: Tables>(tables: &T, ifindex: u32, epoch: u32) -> Option<&EndpointRecord> {
+    let record = tables.record(tables.endpoint(ifindex)?.at(epoch))?;
+    if record.ifindex == ifindex { Some(record) } else { None }
 }
 
 /// A veth that has its programs and no entry yet: closed, its node excepted.
@@ -450,16 +454,36 @@ pub fn ask<T: Tables>(
 
 #[inline(always)]
 fn class_of<T: Tables>(tables: &T, family: u8, peer: &Address, epoch: u32) -> u32 {
-    if let Some(class) = tables.class_exact(family, peer) {
-        let class = class.at(epoch);
-        if class != CLASS_ASK_CIDR {
-            return class;
-        }
+    let class = exact_class(tables, family, peer, epoch);
+    if class != CLASS_ASK_CIDR {
+        return class;
     }
     match tables.class_cidr(family, peer) {
         Some(class) => class.at(epoch),
         None => 0,
     }
+}
+
+/// The kernel gives the memory of a hash entry that is replaced to the next entry at once, without waiting for readers: between the
+/// look-up and the load it may have become another address's, and the epoch need not move for that. So two look-ups have to agree.
+#[inline(always)]
+fn exact_class<T: Tables>(tables: &T, family: u8, peer: &Address, epoch: u32) -> u32 {
+    const LOOKS: u32 = 3;
+    let look = || match tables.class_exact(family, peer) {
+        Some(class) => class.at(epoch),
+        None => CLASS_ASK_CIDR,
+    };
+    let mut class = look();
+    let mut looks = 1;
+    while looks < LOOKS {
+        let again = look();
+        if again == class {
+            break;
+        }
+        class = again;
+        looks += 1;
+    }
+    class
 }
 
 #[inline(always)]

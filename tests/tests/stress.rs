@@ -283,7 +283,7 @@ fn stress(keep_existing: bool) {
     );
     assert!(tallies[0].wrong <= unsettled, "{tallies:?}: refused, though every state allows it");
     assert_eq!(tallies[1].wrong, 0, "{tallies:?}: admitted, though every state refuses it");
-    assert!(epochs > 500 && tallies[0].packets > 10_000 && tallies[1].packets > 10_000, "too little happened");
+    assert!(epochs > 100 && tallies[0].packets > 10_000 && tallies[1].packets > 10_000, "too little happened");
     // A packet is given up only if the tables change in each of its attempts, which takes a processor that is taken away from it
     // each time: in a virtual machine that shares its processors this is seen, rarely.
     let packets = tallies[0].packets + tallies[1].packets;

@@ -127,6 +127,19 @@ impl Agent {
         self.child.as_ref().map(Child::id)
     }
 
+    /// How it ended by itself, if it does in time.
+    pub fn wait_end(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let end = Instant::now() + deadline;
+        let child = self.child.as_mut().context("the agent was stopped")?;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < end, "the agent still runs after {deadline:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// SIGTERM, and how it ended.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.end(Signal::TERM)

@@ -2,6 +2,7 @@
 //! its life and its neighbours.
 #![cfg(feature = "live")]
 
+mod counter;
 mod flows;
 mod frames;
 mod life;

@@ -11,6 +11,7 @@ use palisade_common::layout::{
 use palisade_common::parse::{self, Packet, V4, protocol};
 use palisade_common::verdict::Reason;
 
+use super::super::plan::Write;
 use super::super::sim::{FrameBytes, Sim, SimFlow, bytes_of};
 use super::world::{Chance, INTERFACES, probes};
 use super::{PORTS, Run};
@@ -18,6 +19,8 @@ use super::{PORTS, Run};
 /// The maps after each write of several changes, of which each look-up sees a later one; and one flow table.
 struct Moving<'a> {
     states: &'a [Sim],
+    /// What leads from each state to the next.
+    writes: &'a [Write],
     flows: &'a Sim,
     /// How many writes are carried out before each look-up, from the first on.
     steps: &'a [usize],
@@ -32,6 +35,21 @@ impl Moving<'_> {
         self.position.set((self.position.get() + step).min(self.states.len() - 1));
         &self.states[self.position.get()]
     }
+
+    /// What is read of an entry while writes go on: once it is replaced, its memory is given to the next entry that is put.
+    fn read<K: PartialEq>(
+        &self,
+        key: &K,
+        look: impl Fn(&Sim) -> Option<Versioned>,
+        put: impl Fn(&Write) -> Option<(K, Option<Versioned>)>,
+    ) -> Option<Versioned> {
+        let found = look(self.now_at())?;
+        let from = self.position.get();
+        self.now_at();
+        let mut meanwhile = self.writes[from..self.position.get()].iter().filter_map(put);
+        meanwhile.find(|(own, _)| own == key);
+        Some(meanwhile.find_map(|(_, value)| value).unwrap_or(found))
+    }
 }
 
 impl Tables for Moving<'_> {
@@ -45,7 +63,8 @@ impl Tables for Moving<'_> {
     }
 
     fn endpoint(&self, ifindex: u32) -> Option<Versioned> {
-        self.now_at().endpoint(ifindex)
+        let put = |write: &Write| if let Write::Endpoint(key, value) = write { Some((*key, *value)) } else { None };
+        self.read(&ifindex, |sim| sim.endpoint(ifindex), put)
     }
 
     fn record(&self, index: u32) -> Option<&EndpointRecord> {
@@ -53,7 +72,12 @@ impl Tables for Moving<'_> {
     }
 
     fn class_exact(&self, family: u8, address: &Address) -> Option<Versioned> {
-        self.now_at().class_exact(family, address)
+        let put = |write: &Write| match write {
+            Write::ExactV4(key, value) if family == V4 => Some((Address::v4(*key), *value)),
+            Write::ExactV6(key, value) if family != V4 => Some((*key, *value)),
+            _ => None,
+        };
+        self.read(address, |sim| sim.class_exact(family, address), put)
     }
 
     fn class_cidr(&self, family: u8, address: &Address) -> Option<Versioned> {
@@ -142,25 +166,35 @@ fn settled(sim: &Sim, ifindex: u32, hook: Hook, (family, peer): (u8, Address), p
 }
 
 /// The maps before, between and after all writes of some changes; and the places among them where a change is complete.
-fn film(run: &mut Run, changes: usize) -> (Vec<Sim>, Vec<usize>) {
-    let mut states = vec![run.sim.clone()];
+fn film(run: &mut Run, changes: usize) -> (Vec<Sim>, Vec<Write>, Vec<usize>) {
+    let (mut states, mut writes) = (vec![run.sim.clone()], Vec::new());
     let mut complete = vec![0];
     for _ in 0..changes {
         let plan = run.next();
         for write in &plan.writes {
             run.sim.write(write);
             states.push(run.sim.clone());
+            writes.push(*write);
         }
         run.installed.commit(&plan);
         complete.push(states.len() - 1);
     }
-    (states, complete)
+    (states, writes, complete)
 }
 
-/// Few look-ups of a packet are far from each other, as few processors are taken away from it.
+/// A packet that is held up once, for a few writes; or now and then, for many.
 fn steps(chance: &mut Chance, writes: usize) -> Vec<usize> {
-    let mut step = |_| if chance.below(3) == 0 { chance.below(writes as u64 + 1) as usize } else { 0 };
-    (0..12).map(&mut step).collect()
+    let mut steps = vec![0; 20];
+    if chance.below(2) == 0 {
+        steps[chance.below(8) as usize] = 1 + chance.below(6) as usize;
+        return steps;
+    }
+    for step in &mut steps {
+        if chance.below(3) == 0 {
+            *step = chance.below(writes as u64 + 1) as usize;
+        }
+    }
+    steps
 }
 
 fn fly(keep_existing: bool) {
@@ -171,8 +205,8 @@ fn fly(keep_existing: bool) {
             let plan = run.next();
             run.finish(&plan);
         }
-        let (states, complete) = film(&mut run, 3);
-        for _ in 0..400 {
+        let (states, writes, complete) = film(&mut run, 3);
+        for _ in 0..700 {
             let chance = &mut run.chance;
             let ifindex = *INTERFACES.start() + chance.below(6) as u32;
             let hook = if chance.below(2) == 0 { Hook::FromPod } else { Hook::ToPod };
@@ -190,6 +224,7 @@ fn fly(keep_existing: bool) {
             let steps = steps(chance, states.len());
             let tables = Moving {
                 states: &states,
+                writes: &writes,
                 flows: &flows,
                 steps: &steps,
                 asked: Cell::new(0),
