@@ -351,7 +351,7 @@ pub struct EndpointStats {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// Nanoseconds, CLOCK_MONOTONIC.
+    /// Nanoseconds, CLOCK_MONOTONIC (coarse).
     pub time: u64,
     pub ifindex: u32,
     /// Class of the peer, where it was asked for.

@@ -1,6 +1,6 @@
 //! What a program tells about its verdicts: counters, events of what was refused, and a log of oddities.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use palisade_common::decide::{Meeting, Ruling};
@@ -25,8 +25,9 @@ pub fn count(ruling: Ruling) {
 /// An event for a refused packet, within this CPU's budget of the second; `false`: it is lost.
 #[inline(never)]
 pub fn refused(ctx: &TcContext, packet: &Packet, ruling: Ruling, meeting: &Meeting) -> bool {
+    // Coarse, as the exact clock costs more than sending the event does where reading the processor's counter is slow.
     // SAFETY: a helper without arguments.
-    let time = unsafe { bpf_ktime_get_ns() };
+    let time = unsafe { bpf_ktime_get_coarse_ns() };
     let (Some(config), Some(budget)) = (maps::CONFIG.get(0), maps::EVENT_BUDGET.get_ptr_mut(0)) else { return false };
     // SAFETY: this CPU's own element.
     let budget = unsafe { &mut *budget };
