@@ -61,6 +61,11 @@ pub struct Agent {
     retry: Option<(Instant, Duration)>,
 }
 
+/// CLOCK_MONOTONIC, as the programs read it.
+fn second() -> u32 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec as u32
+}
+
 impl Agent {
     pub fn new(config: &AgentConfig, kernel: Kernel, signals: Signals) -> Self {
         let mut compiler = Compiler::new(config.limits).start_above(Numbers::highest(kernel.tables()));
@@ -186,7 +191,7 @@ impl Agent {
         }
         let first = !self.synced;
         let started = Clock::now();
-        let compiled = self.compiler.update(&mut self.index);
+        let compiled = self.compiler.update(&mut self.index, second());
         // After a failure, and at first, the difference to what is there counts, not the last step alone.
         let delta = if first || self.retry.is_some() {
             self.kernel.tables().delta_to(self.compiler.tables())

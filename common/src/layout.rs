@@ -8,7 +8,7 @@
 //! in `_be`.
 
 /// Raised with every change to a struct or constant in this file; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///
@@ -138,7 +138,8 @@ pub struct EndpointRecord {
     /// Fingerprint of the pod's identity (its UID), so that the next agent recognises the record.
     pub identity_hi: u32,
     pub identity_lo: u32,
-    pub pad: u32,
+    /// Second (CLOCK_MONOTONIC) in which a policy began to isolate the pod in a direction in which it was open before; 0: it never was.
+    pub isolated_at: u32,
     /// IPv4 addresses, network order.
     pub v4: [u32; ADDRESSES_MAX],
     /// The directed broadcast address of each, network order; 0: none.
@@ -283,10 +284,18 @@ pub struct FlowValue {
     pub flags: u32,
     /// TCP: the sequence number after each end's FIN (by sender: low, high).
     pub fin_next: [u32; 2],
+    /// Protocols without connections: when a judgement was first found to hold no longer, and which one; see [`revoked`].
+    pub revoked: u32,
     /// For what the exits will remember of a stamped flow.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 const _: () = assert!(size_of::<FlowValue>() == 64);
+
+/// [`FlowValue::revoked`]: a moment in seconds (CLOCK_MONOTONIC, 30 bits), and which judgement; 0: none.
+#[inline(always)]
+pub const fn revoked(second: u32, opener: usize, role: usize) -> u32 {
+    second << 2 | (opener as u32) << 1 | role as u32
+}
 
 pub mod flow_flag {
     /// The low (high: one bit up) end opened the flow at least once.

@@ -6,24 +6,31 @@ use core::mem::{size_of, size_of_val};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, bpf_sock_tuple};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_sk_lookup_tcp, bpf_sk_release};
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
-use palisade_common::decide::{FlowEntry, Tables, take_midstream};
+use palisade_common::decide::{Answer, FlowEntry, Meeting, Question, Ruling, Tables, take_midstream};
 use palisade_common::layout::{
     Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX, PortKey,
     RuleKey, RuleValue, Versioned,
 };
-use palisade_common::parse::{Bytes, V4, protocol};
+use palisade_common::parse::{Bytes, Packet, V4, protocol};
+use palisade_common::{Hook, Reason};
 
-use crate::maps;
+use crate::{maps, parts};
 
 /// Headers are looked for in this much of a frame (bytes): Ethernet, two tags, IPv6 and eight extension headers of usual size.
 const OFFSET_MAX: u32 = 2047;
 
 /// The bytes of an skb.
 pub struct Skb<'a> {
-    pub ctx: &'a TcContext,
-    pub gso: bool,
+    ctx: &'a TcContext,
+}
+
+impl<'a> Skb<'a> {
+    #[inline(always)]
+    pub const fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
 }
 
 impl Bytes for Skb<'_> {
@@ -53,7 +60,8 @@ impl Bytes for Skb<'_> {
 
     #[inline(always)]
     fn is_gso(&self) -> bool {
-        self.gso
+        // SAFETY: the context is the kernel's own and lives as long as the program runs.
+        unsafe { (*self.ctx.skb.skb).gso_segs > 1 }
     }
 
     #[inline(always)]
@@ -72,7 +80,8 @@ fn opaque_zero() -> u32 {
 
 /// The maps, asked on behalf of one packet.
 pub struct Maps<'a> {
-    pub ctx: &'a TcContext,
+    /// For looking up sockets.
+    pub ctx: Option<&'a TcContext>,
 }
 
 #[inline(always)]
@@ -99,6 +108,24 @@ impl Tables for Maps<'_> {
     fn endpoint(&self, ifindex: u32) -> Option<Versioned> {
         // SAFETY: the element may be used again while we read; the epoch and the record's own ifindex are checked after.
         unsafe { maps::ENDPOINTS.get(ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn hint(&self, ifindex: u32, epoch: u32) -> Option<u32> {
+        let hint = maps::HINTS.get_ptr(ifindex & maps::HINT_MASK)?;
+        // SAFETY: a live array element; one aligned word, which another CPU may replace as a whole.
+        let hint = unsafe { core::ptr::read_volatile(hint) };
+        if hint != 0 && (hint >> 32) as u32 == epoch { Some(hint as u32) } else { None }
+    }
+
+    #[inline(always)]
+    fn put_hint(&self, ifindex: u32, epoch: u32, index: u32) {
+        if let Some(hint) = maps::HINTS.get_ptr_mut(ifindex & maps::HINT_MASK)
+            && epoch != 0
+        {
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile(hint, u64::from(epoch) << 32 | u64::from(index)) };
+        }
     }
 
     #[inline(always)]
@@ -136,6 +163,35 @@ impl Tables for Maps<'_> {
     fn port(&self, ports: u32, protocol: u8, port: u16) -> Option<u32> {
         let key = PortKey { ports_be: ports.to_be(), protocol, pad: 0, port_be: port.to_be() };
         maps::PORTS.get(&Key::new(PORT_PREFIX_MAX, key)).map(|value| value.rule)
+    }
+
+    #[inline(always)]
+    fn admission<B: Bytes>(&self, _: &B, packet: &Packet, record: &EndpointRecord, hook: Hook) -> Option<Ruling> {
+        let skb = self.ctx?.skb.skb;
+        let ruling = match hook {
+            Hook::FromPod => parts::palisade_admission_from_pod(skb, packet, record),
+            Hook::ToPod => parts::palisade_admission_to_pod(packet, record),
+        };
+        if ruling == parts::GOES_ON { None } else { Some(Ruling::from_bits(ruling)) }
+    }
+
+    #[inline(always)]
+    fn isolated(&self, packet: &Packet, record: &EndpointRecord, epoch: u32, meeting: Meeting) -> Ruling {
+        let Some(ctx) = self.ctx else { return Ruling::of(Reason::Unsettled) };
+        let meeting = parts::meeting_number(meeting.hook, meeting.from_node);
+        Ruling::from_bits(parts::palisade_isolated(ctx.skb.skb, packet, record, epoch, meeting))
+    }
+
+    #[inline(always)]
+    fn icmp_error<B: Bytes>(&self, _: &B, packet: &Packet, record: &EndpointRecord, epoch: u32, hook: Hook) -> Ruling {
+        let Some(ctx) = self.ctx else { return Ruling::of(Reason::Unsettled) };
+        let meeting = parts::meeting_number(hook, false);
+        Ruling::from_bits(parts::palisade_icmp_error(ctx.skb.skb, packet, record, epoch, meeting))
+    }
+
+    #[inline(always)]
+    fn answer(&self, question: &Question) -> Answer {
+        Answer::from_bits(parts::palisade_answer(question))
     }
 
     #[inline(always)]
@@ -193,10 +249,31 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn listens(&self, record: &EndpointRecord, family: u8, protocol: u8, local: (Address, u16)) -> Option<bool> {
+        let ctx = self.ctx?;
         if protocol != protocol::TCP || record.netns_id < 0 {
             return None;
         }
-        Some(is_listening(self.ctx.as_ptr().cast(), record.netns_id, family, local))
+        const LISTEN: u32 = 10; // TCP_LISTEN
+        // An established one would be found first, so the remote end is none.
+        let remote = (Address::ZERO, 0);
+        Some(socket_state::<TCP>(ctx.as_ptr().cast(), record.netns_id, family, local, remote) == Some(LISTEN))
+    }
+
+    #[inline(always)]
+    fn is_connected(
+        &self,
+        record: &EndpointRecord,
+        family: u8,
+        local: (Address, u16),
+        remote: (Address, u16),
+    ) -> Option<bool> {
+        const CONNECTED: u32 = 1; // TCP_ESTABLISHED, which a connected socket of UDP has as its state too
+        let ctx = self.ctx?;
+        if record.netns_id < 0 {
+            return None;
+        }
+        let state = socket_state::<UDP>(ctx.as_ptr().cast(), record.netns_id, family, local, remote)?;
+        Some(state == CONNECTED)
     }
 
     #[inline(always)]
@@ -220,31 +297,49 @@ impl Tables for Maps<'_> {
     }
 }
 
-/// Looks for a listening socket in the pod's namespace. An established one would be found first, so the remote end is none.
+const TCP: u8 = protocol::TCP;
+const UDP: u8 = protocol::UDP;
+
+/// The state of the socket that a packet from `remote` to `local` would reach in the pod's namespace.
 #[inline(always)]
-fn is_listening(ctx: *mut __sk_buff, netns_id: i32, family: u8, (address, port): (Address, u16)) -> bool {
-    const BPF_TCP_LISTEN: u32 = 10;
-    // SAFETY: plain data, all zero is valid.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    // SAFETY: writing a union's fields; the helper is told which of the two it is by the size. Sockets are reference counted: what
-    // the look-up returns is released on the only path that has it.
+fn socket_state<const PROTOCOL: u8>(
+    ctx: *mut __sk_buff,
+    netns_id: i32,
+    family: u8,
+    (local, local_port): (Address, u16),
+    (remote, remote_port): (Address, u16),
+) -> Option<u32> {
+    // SAFETY: writing a union's fields, all of those that the helper reads; which of the two it is it is told by the size. Sockets
+    // are reference counted: what the look-up returns is released on the only path that has it.
     unsafe {
+        let mut tuple = core::mem::MaybeUninit::<bpf_sock_tuple>::uninit();
+        let fields = tuple.as_mut_ptr();
         let size = if family == V4 {
-            tuple.__bindgen_anon_1.ipv4.daddr = address.v4_word();
-            tuple.__bindgen_anon_1.ipv4.dport = port.to_be();
-            size_of_val(&tuple.__bindgen_anon_1.ipv4)
+            let fields = &raw mut (*fields).__bindgen_anon_1.ipv4;
+            (*fields).saddr = remote.v4_word();
+            (*fields).daddr = local.v4_word();
+            (*fields).sport = remote_port.to_be();
+            (*fields).dport = local_port.to_be();
+            size_of_val(&*fields)
         } else {
-            tuple.__bindgen_anon_1.ipv6.daddr = address.words;
-            tuple.__bindgen_anon_1.ipv6.dport = port.to_be();
-            size_of_val(&tuple.__bindgen_anon_1.ipv6)
+            let fields = &raw mut (*fields).__bindgen_anon_1.ipv6;
+            (*fields).saddr = remote.words;
+            (*fields).daddr = local.words;
+            (*fields).sport = remote_port.to_be();
+            (*fields).dport = local_port.to_be();
+            size_of_val(&*fields)
         };
-        let socket = bpf_sk_lookup_tcp(ctx.cast(), &raw mut tuple, size as u32, netns_id as u32 as u64, 0);
+        let (ctx, tuple, netns) = (ctx.cast(), tuple.as_mut_ptr(), u64::from(netns_id as u32));
+        let socket = match PROTOCOL {
+            TCP => bpf_sk_lookup_tcp(ctx, tuple, size as u32, netns, 0),
+            _ => bpf_sk_lookup_udp(ctx, tuple, size as u32, netns, 0),
+        };
         if socket.is_null() {
-            return false;
+            return None;
         }
         let state = (*socket).state;
         bpf_sk_release(socket.cast());
-        state == BPF_TCP_LISTEN
+        Some(state)
     }
 }
 
@@ -287,6 +382,18 @@ impl FlowEntry for FlowPointer {
     fn fin_next(&self, sender: usize) -> u32 {
         // SAFETY: as above.
         unsafe { if sender == 0 { (*self.0).fin_next[0] } else { (*self.0).fin_next[1] } }
+    }
+
+    #[inline(always)]
+    fn revoked(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).revoked }
+    }
+
+    #[inline(always)]
+    fn set_revoked(&self, revoked: u32) {
+        // SAFETY: as above; of another flow it only tells when that was cut, should it ever be.
+        unsafe { (*self.0).revoked = revoked }
     }
 
     #[inline(always)]

@@ -10,13 +10,14 @@
 
 mod lookup;
 mod maps;
+mod parts;
 mod report;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use palisade_common::decide::{Frame, Meeting, decide};
-use palisade_common::{Hook, parse};
+use palisade_common::Hook;
+use palisade_common::decide::{Meeting, decide};
 
 use crate::lookup::{Maps, Skb};
 
@@ -41,14 +42,11 @@ fn judge(ctx: &TcContext, hook: Hook) -> i32 {
     // SAFETY: the context is the kernel's own and lives as long as the program runs.
     let skb = unsafe { &*ctx.skb.skb };
     let meeting = Meeting { hook, ifindex: skb.ifindex, from_node: skb.ingress_ifindex == 0 };
-    let (Some(packet), Some(quoted)) = (maps::PACKETS.get_ptr_mut(0), maps::PACKETS.get_ptr_mut(1)) else {
-        return TC_ACT_SHOT;
-    };
-    // SAFETY: this CPU's own elements, two of them; neither program runs inside the other on one CPU.
-    let (packet, quoted) = unsafe { (&mut *packet, &mut *quoted) };
-    let bytes = Skb { ctx, gso: skb.gso_segs > 1 };
-    parse::frame(&bytes, packet);
-    let ruling = decide(&mut Frame { bytes: &bytes, packet, quoted }, &Maps { ctx }, meeting);
+    let Some(packet) = maps::PACKETS.get_ptr_mut(maps::PACKET) else { return TC_ACT_SHOT };
+    // SAFETY: this CPU's own element; neither program runs inside the other on one CPU.
+    let packet = unsafe { &mut *packet };
+    parts::palisade_parse(ctx.skb.skb, packet);
+    let ruling = decide(&Skb::new(ctx), packet, &Maps { ctx: Some(ctx) }, meeting);
     report::count(ruling);
     if ruling.passes() {
         TC_ACT_UNSPEC

@@ -19,6 +19,14 @@ pub static FLOW_STATS: Array<FlowStats, 1> = Array::new();
 #[btf_map]
 pub static ENDPOINTS: HashMap<u32, Versioned, 1024> = HashMap::new();
 
+/// Direct-mapped by interface index: the epoch (upper half) and the record index that a program found at it. The programs fill it; it
+/// holds for one epoch only, and the record says whose it is.
+#[btf_map]
+pub static HINTS: Array<u64, HINTS_LEN> = Array::new();
+
+const HINTS_LEN: usize = 4096;
+pub const HINT_MASK: u32 = HINTS_LEN as u32 - 1;
+
 #[btf_map]
 pub static RECORDS: Array<EndpointRecord, 1024> = Array::new();
 
@@ -59,6 +67,10 @@ pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 /// The packet being judged and the one it quotes, parsed: too much for the 512 bytes of stack.
 #[btf_map]
 pub static PACKETS: PerCpuArray<Packet, 2> = PerCpuArray::new();
+
+/// Indices into PACKETS.
+pub const PACKET: u32 = 0;
+pub const QUOTED: u32 = 1;
 
 /// Events of this second: (second, sent, lost for ever).
 #[btf_map]

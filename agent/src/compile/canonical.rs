@@ -48,7 +48,7 @@ pub enum Allowed {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CanonicalEndpoint {
-    /// Without number, generation, MIDSTREAM and tables.
+    /// Without number, generation, MIDSTREAM, time of isolation and tables.
     pub record: EndpointRecord,
     /// By [`Direction`]: the table and what it says to everybody.
     pub tables: [Option<(TableName, Allowed)>; 2],
@@ -90,6 +90,7 @@ impl Compiler {
                 generation: 0,
                 number: 0,
                 flags: record.flags & !endpoint_flag::MIDSTREAM,
+                isolated_at: 0,
                 ingress: TableRef::default(),
                 egress: TableRef::default(),
                 ..*record

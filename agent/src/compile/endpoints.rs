@@ -27,6 +27,9 @@ pub enum Closed {
     Table,
 }
 
+/// Flags of an endpoint whose flows are judged.
+const BOUND: u32 = endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS | endpoint_flag::CLOSED;
+
 /// What the compiler remembers of a veth.
 #[derive(Debug, Default)]
 pub(super) struct Endpoint {
@@ -37,6 +40,10 @@ pub(super) struct Endpoint {
     uid: Option<Arc<str>>,
     /// There were or may have been connections that no program saw being opened.
     pub(super) midstream: bool,
+    /// No policy isolates it so far.
+    free: bool,
+    /// [`EndpointRecord::isolated_at`].
+    pub(super) isolated_at: u32,
     /// The pod, where it is known.
     pub(super) pod: Option<PodId>,
     pub(super) name: Option<ObjectName>,
@@ -55,6 +62,8 @@ struct Adopted {
     generation: u32,
     number: u32,
     midstream: bool,
+    free: bool,
+    isolated_at: u32,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +90,8 @@ impl Endpoints {
                 generation: record.generation,
                 number: record.number,
                 midstream: record.flags & endpoint_flag::MIDSTREAM != 0,
+                free: record.flags & BOUND == 0,
+                isolated_at: record.isolated_at,
             };
             self.adopted.insert(record.ifindex, adopted);
         }
@@ -96,7 +107,8 @@ impl Endpoints {
             Identity::Unknown(_) => None,
         };
         if let Some(uid) = pod.and_then(|(id, _)| index.uid(id)) {
-            endpoint.begin_life(uid, self.adopted.get(&ifindex), generation);
+            let older = index.veth(ifindex).is_some_and(|veth| veth.older);
+            endpoint.begin_life(uid, older, self.adopted.get(&ifindex), generation);
         } else if endpoint.generation == 0 {
             endpoint.generation = next(generation);
         }
@@ -217,7 +229,7 @@ impl Endpoints {
 
 impl Endpoint {
     /// A generation is for one pod: what was remembered of flows is not the next pod's.
-    fn begin_life(&mut self, uid: &Arc<str>, adopted: Option<&Adopted>, generation: &mut u32) {
+    fn begin_life(&mut self, uid: &Arc<str>, older: bool, adopted: Option<&Adopted>, generation: &mut u32) {
         if self.uid.as_ref() == Some(uid) {
             return;
         }
@@ -226,6 +238,8 @@ impl Endpoint {
             Some(adopted) => {
                 self.generation = adopted.generation;
                 self.midstream = adopted.midstream;
+                self.free = adopted.free;
+                self.isolated_at = adopted.isolated_at;
             }
             None => {
                 // The number it had while it was closed and unknown is still its own.
@@ -233,9 +247,25 @@ impl Endpoint {
                     self.generation = next(generation);
                 }
                 self.midstream = false;
+                self.free = older;
+                self.isolated_at = 0;
             }
         }
         self.uid = Some(uid.clone());
+    }
+
+    /// Takes note of whether a policy isolates it, from `second` (CLOCK_MONOTONIC) on. Nothing is remembered of the flows of a pod
+    /// that none does.
+    pub(super) fn note_isolation(&mut self, second: u32) {
+        if self.closed.is_some() {
+            return;
+        }
+        let free = self.tables == [None, None];
+        self.midstream |= free;
+        if self.free && !free {
+            self.isolated_at = second.max(1);
+        }
+        self.free = free;
     }
 
     /// Fingerprint of the pod's identity, 0 where it is unknown.

@@ -74,6 +74,8 @@ pub struct Compiler {
     /// The first interface for which there is no room.
     cut: Option<u32>,
     desired: Desired,
+    /// The time of the update, as it was told (CLOCK_MONOTONIC).
+    second: u32,
 }
 
 // === impl Direction ===
@@ -104,6 +106,7 @@ impl Compiler {
             endpoints: Endpoints::default(),
             cut: None,
             desired: Desired::default(),
+            second: 0,
         }
     }
 
@@ -130,8 +133,10 @@ impl Compiler {
         self.numbers
     }
 
-    /// Brings the tables up to date with the index.
-    pub fn update(&mut self, index: &mut Index) -> Compiled {
+    /// Brings the tables up to date with the index. `second`: the time (CLOCK_MONOTONIC), kept in the records of endpoints that a
+    /// policy begins to isolate.
+    pub fn update(&mut self, index: &mut Index, second: u32) -> Compiled {
+        self.second = second;
         let dirty = index.take_dirty();
         let mut endpoints = self.update_subjects(index, &dirty);
         self.update_peers(index, dirty);
@@ -285,8 +290,7 @@ impl Compiler {
             Some(Identity::Pod(_)) | None => own.too_many(),
         };
         endpoint.faults = std::mem::take(&mut own.faults);
-        // Nothing is remembered of a pod that no policy isolates in any direction.
-        endpoint.midstream |= endpoint.closed.is_none() && endpoint.tables == [None, None];
+        endpoint.note_isolation(self.second);
         let trusted = endpoint.pod.and_then(|id| index.pod(id)).is_some_and(|pod| {
             let namespace = index.namespace(&pod.name.namespace);
             namespace.and_then(|namespace| namespace.facts.as_ref()).is_some_and(|facts| facts.trusted)

@@ -78,6 +78,7 @@ pub(super) fn record(veth: &Veth, endpoint: &Endpoint, own: &Own, trusted: bool)
             | flag(endpoint_flag::TRUSTED, trusted)
             | flag(endpoint_flag::MIDSTREAM, veth.older || endpoint.midstream),
         netns_id: veth.netns_id.unwrap_or(-1),
+        isolated_at: endpoint.isolated_at,
         ..EndpointRecord::default()
     };
     let [a, b, c, d, e, f] = veth.pod_mac.unwrap_or_default();

@@ -207,6 +207,10 @@ impl Maps {
     pub fn age(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
         for (key, mut value) in entries(&self.flows)? {
             value.seen = value.seen.saturating_sub(nanoseconds);
+            if value.revoked != 0 {
+                // The two lowest bits say what was revoked.
+                value.revoked = value.revoked.wrapping_sub(((nanoseconds / 1_000_000_000) as u32) << 2);
+            }
             self.flows.insert(Plain(key), Plain(value), 0)?;
         }
         for (key, mut value) in entries(&self.fragments)? {

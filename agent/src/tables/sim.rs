@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use palisade_common::decide::{FlowEntry, Frame, Meeting, Ruling, Tables as Ask, decide, take_midstream};
+use palisade_common::decide::{FlowEntry, Meeting, Ruling, Tables as Ask, decide, take_midstream};
 use palisade_common::layout::{
     Address, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX,
     PORT_PREFIX_MIN, PortKey, PortValue, RuleKey, RuleValue, Versioned,
@@ -29,6 +29,7 @@ pub struct Sim {
     cidr_v6: BTreeMap<Ipv6Net, Versioned>,
     rules: BTreeMap<RuleKey, RuleValue>,
     ports: BTreeMap<(PortKey, u32), PortValue>,
+    hints: RefCell<BTreeMap<u32, (u32, u32)>>,
     flows: RefCell<BTreeMap<FlowKey, FlowValue>>,
     fragments: RefCell<BTreeMap<FragmentKey, FragmentValue>>,
     stats: RefCell<BTreeMap<u32, EndpointStats>>,
@@ -39,6 +40,8 @@ pub struct Sim {
     pub midstream_budget: u32,
     /// TCP ports on which a pod listens, by interface; no entry: nothing is known of its sockets.
     pub listening: BTreeMap<u32, BTreeSet<u16>>,
+    /// UDP ports to which a pod's sockets are bound, by interface, and whether they are connected.
+    pub connected: BTreeMap<u32, BTreeMap<u16, bool>>,
 }
 
 /// A frame in memory.
@@ -89,8 +92,7 @@ impl Sim {
     pub fn judge(&self, frame: FrameBytes<'_>, meeting: Meeting) -> Ruling {
         let mut packet = Packet::default();
         parse::frame(&frame, &mut packet);
-        let mut quoted = Packet::default();
-        decide(&mut Frame { bytes: &frame, packet: &packet, quoted: &mut quoted }, self, meeting)
+        decide(&frame, &packet, self, meeting)
     }
 
     /// What a new agent would find in the maps.
@@ -167,6 +169,14 @@ impl FlowEntry for SimFlow<'_> {
         self.value().fin_next[sender]
     }
 
+    fn revoked(&self) -> u32 {
+        self.value().revoked
+    }
+
+    fn set_revoked(&self, revoked: u32) {
+        self.change(|value| value.revoked = revoked);
+    }
+
     fn set_seen(&self, seen: u64) {
         self.change(|value| value.seen = seen);
     }
@@ -189,6 +199,14 @@ impl Ask for Sim {
 
     fn endpoint(&self, ifindex: u32) -> Option<Versioned> {
         self.endpoints.get(&ifindex).copied()
+    }
+
+    fn hint(&self, ifindex: u32, epoch: u32) -> Option<u32> {
+        self.hints.borrow().get(&ifindex).filter(|(then, _)| *then == epoch).map(|(_, index)| *index)
+    }
+
+    fn put_hint(&self, ifindex: u32, epoch: u32, index: u32) {
+        self.hints.borrow_mut().insert(ifindex, (epoch, index));
     }
 
     fn record(&self, index: u32) -> Option<&EndpointRecord> {
@@ -264,6 +282,16 @@ impl Ask for Sim {
             return None;
         }
         Some(self.listening.get(&record.ifindex)?.contains(&local.1))
+    }
+
+    fn is_connected(
+        &self,
+        record: &EndpointRecord,
+        _family: u8,
+        local: (Address, u16),
+        _remote: (Address, u16),
+    ) -> Option<bool> {
+        self.connected.get(&record.ifindex)?.get(&local.1).copied()
     }
 
     fn take_midstream(&self, number: u32, now: u64) -> bool {

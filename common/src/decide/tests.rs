@@ -1,6 +1,7 @@
 //! The budget of mid-stream admissions.
 
 use super::*;
+use crate::layout::EndpointStats;
 
 const SECOND: u64 = 1_000_000_000;
 

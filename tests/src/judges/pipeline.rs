@@ -66,7 +66,7 @@ impl Pipeline {
     }
 
     pub fn update(&mut self) -> Compiled {
-        self.compiler.update(&mut self.index)
+        self.compiler.update(&mut self.index, 0)
     }
 }
 

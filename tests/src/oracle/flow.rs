@@ -1,5 +1,6 @@
 //! Connections as the oracle remembers them: a list, searched from the front.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::packet::Tcp;
@@ -36,7 +37,10 @@ pub struct Flow {
     pub opened: [bool; 2],
     /// ... as a process of the node.
     pub by_node: [bool; 2],
-    pub admissions: Vec<Admission>,
+    /// With the instant of change at which each was last given.
+    pub admissions: BTreeMap<Admission, u64>,
+    /// What was first found to hold no longer, and in which second.
+    pub cut: Option<(usize, Direction, u64)>,
     /// Taken up by the reverse question, and no packet of the opener seen since: when (ns).
     pub unconfirmed: Option<u64>,
     pub tcp: Closing,
@@ -60,6 +64,8 @@ pub struct Closing {
 pub const LAST_WORDS: u64 = 10_000_000_000;
 /// How long an unconfirmed flow lives (ns).
 pub const UNCONFIRMED_LIFE: u64 = 2_000_000_000;
+/// How long answers to what is not allowed any longer open nothing (s), where the protocol has no connections.
+pub const CUT_SECONDS: u64 = 30;
 
 impl Passage {
     pub fn new(source: (IpAddr, u16), destination: (IpAddr, u16), protocol: u8) -> Self {
@@ -79,17 +85,37 @@ impl Flow {
             tuple,
             opened: [false; 2],
             by_node: [false; 2],
-            admissions: Vec::new(),
+            admissions: BTreeMap::new(),
+            cut: None,
             unconfirmed: None,
             tcp: Closing::default(),
             seen: [0; 2],
         }
     }
 
-    pub fn admit(&mut self, admission: Admission) {
+    pub fn admit(&mut self, admission: Admission, epoch: u64) {
         self.opened[admission.opener] = true;
-        if !self.admissions.contains(&admission) {
-            self.admissions.push(admission);
+        if self.cut.is_some_and(|(opener, direction, _)| (opener, direction) == (admission.opener, admission.direction))
+        {
+            self.cut = None;
+        }
+        self.admissions.insert(admission, epoch);
+    }
+
+    /// When anybody's policies last admitted this, as an instant of change.
+    pub fn admitted_at(&self, opener: usize, direction: Direction) -> Option<u64> {
+        let these = self.admissions.iter().filter(|(it, _)| (it.opener, it.direction) == (opener, direction));
+        these.map(|(_, epoch)| *epoch).max()
+    }
+
+    /// Takes note in `second` that this holds no longer. Whether the end that did not open the flow may open one by now.
+    pub fn cut(&mut self, opener: usize, direction: Direction, second: u64) -> bool {
+        match self.cut {
+            Some((of, whose, since)) if (of, whose) == (opener, direction) => second - since > CUT_SECONDS,
+            Some(_) | None => {
+                self.cut = Some((opener, direction, second));
+                false
+            }
         }
     }
 

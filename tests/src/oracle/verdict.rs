@@ -228,7 +228,7 @@ impl Oracle {
 
     pub(super) fn kept(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
         let admission = Admission { opener, direction, endpoint: scene.identity.clone() };
-        self.setup.existing == Existing::Keep && flow.admissions.contains(&admission)
+        self.setup.existing == Existing::Keep && flow.admissions.contains_key(&admission)
     }
 
     /// A packet of a flow, with its whole headers.
@@ -244,6 +244,9 @@ impl Oracle {
             }
             return self.own_direction(scene, packet, &passage, &[Reason::Allowed]);
         };
+        if !connected {
+            return self.judge_connectionless(scene, packet, &passage);
+        }
         let (sender, receiver) = (passage.sender, passage.receiver());
         let (forward, backward) = (flow.opened[sender], flow.opened[receiver]);
         let closed = flow.closed();
@@ -280,10 +283,83 @@ impl Oracle {
                 }
             }
         }
-        if forward || (connected && backward && !closed) {
+        if forward || (backward && !closed) {
             return Opinion::of([Reason::NoRule, Reason::Revoked]);
         }
         self.own_direction(scene, packet, &passage, &[Reason::Allowed])
+    }
+
+    /// A packet of a known flow of a protocol that either end may open at any time: an answer if it can be one, else an opening of
+    /// its own. What the sender's own pod let out as an opening is no answer at the receiver's; and while the flow that it could
+    /// answer was cut a moment ago, it opens nothing.
+    fn judge_connectionless(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) -> Opinion {
+        let (sender, receiver) = (passage.sender, passage.receiver());
+        let flow = self.flow(scene, passage).expect("it is known").clone();
+        let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
+        let forward_kept = self.kept(scene, &flow, sender, scene.direction());
+        let reply_kept = self.kept(scene, &flow, receiver, scene.opposite());
+        let own = flow.admitted_at(sender, Direction::Egress);
+        let answered = flow.admitted_at(receiver, Direction::Ingress) == Some(self.epoch);
+        let apart = scene.hook == Hook::ToPod && !answered;
+        if apart && own.is_some_and(|epoch| epoch != self.epoch) && flow.opened[receiver] {
+            // Whether a change reached that judgement is the judge's business: the verdict counts where both ways give the same.
+            let (reply, own) = (self.ask(scene, tuple_of(packet), true), self.ask(scene, tuple_of(packet), false));
+            return match (reply, own) {
+                (Answer::Unclear, _) | (_, Answer::Unclear) => self.undecided(passage),
+                (Answer::Admitted, Answer::Admitted) => {
+                    self.admit(scene, passage, receiver, scene.opposite());
+                    self.note(scene, packet, passage);
+                    Opinion::of([Reason::Reply, Reason::Established, Reason::Allowed])
+                }
+                (Answer::Refused, Answer::Refused) if !reply_kept && !forward_kept => {
+                    Opinion::of([Reason::Revoked, Reason::NoRule])
+                }
+                (Answer::Admitted | Answer::Refused, Answer::Admitted | Answer::Refused) => Opinion::either(),
+            };
+        }
+        let ours = Admission { opener: sender, direction: scene.direction(), endpoint: scene.identity.clone() };
+        if flow.admissions.get(&ours) == Some(&self.epoch) {
+            self.note(scene, packet, passage);
+            let reasons = [Reason::Established, Reason::Reply, Reason::Allowed];
+            return Opinion::of(reasons.into_iter().chain(forward_kept.then_some(Reason::Kept)));
+        }
+        let mut cut = false;
+        if flow.opened[receiver] && !(apart && own.is_some()) {
+            let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
+            match answer {
+                Answer::Unclear => return self.undecided(passage),
+                Answer::Refused if !reply_kept => cut = self.admitted(scene, &flow, receiver, scene.opposite()),
+                Answer::Admitted | Answer::Refused => {
+                    if !from_node {
+                        self.admit(scene, passage, receiver, scene.opposite());
+                    }
+                    self.note(scene, packet, passage);
+                    let mut reasons = vec![Reason::Reply];
+                    reasons.extend((reply_kept || forward_kept).then_some(Reason::Kept));
+                    // Both ends may have opened it, and then it is its own as well.
+                    reasons.extend(flow.opened[sender].then_some(Reason::Established));
+                    return Opinion::of(reasons);
+                }
+            }
+        }
+        let known = self.admitted(scene, &flow, sender, scene.direction());
+        if cut && !known {
+            let second = scene.time / 1_000_000_000;
+            if !self.flow_entry(scene, passage).cut(receiver, scene.opposite(), second) {
+                return Opinion::of([Reason::Revoked, Reason::NoRule]);
+            }
+        }
+        if forward_kept {
+            self.admit(scene, passage, sender, scene.direction());
+            self.note(scene, packet, passage);
+            return Opinion::of([Reason::Kept, Reason::Established]);
+        }
+        self.own_direction(scene, packet, passage, &[Reason::Allowed, Reason::Established])
+    }
+
+    /// The endpoint's policies admitted this once.
+    fn admitted(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
+        flow.admissions.contains_key(&Admission { opener, direction, endpoint: scene.identity.clone() })
     }
 
     /// Judged as an opening of its own, whatever is known.
@@ -301,7 +377,8 @@ impl Oracle {
 
     fn admit(&mut self, scene: &Scene, passage: &Passage, opener: usize, direction: Direction) {
         let admission = Admission { opener, direction, endpoint: scene.identity.clone() };
-        self.flow_entry(scene, passage).admit(admission);
+        let epoch = self.epoch;
+        self.flow_entry(scene, passage).admit(admission, epoch);
     }
 
     /// From now on every verdict about this flow may be either.

@@ -20,18 +20,19 @@ use crate::tables::{Delta, Tables};
 struct World {
     index: Index,
     compiler: Compiler,
+    second: u32,
 }
 
 impl World {
     fn new(lines: &str, limits: Limits) -> Self {
-        let mut world = Self { index: Index::new(fixture::NODE), compiler: Compiler::new(limits) };
+        let mut world = Self { index: Index::new(fixture::NODE), compiler: Compiler::new(limits), second: 1 };
         world.apply(lines);
         world
     }
 
     fn apply(&mut self, lines: &str) -> Compiled {
         fixture::apply(&mut self.index, lines);
-        self.compiler.update(&mut self.index)
+        self.compiler.update(&mut self.index, self.second)
     }
 
     /// Answers questions, one a line: `5 in 10.0.0.1 TCP/80`, the interface, the direction, the peer, the port.

@@ -117,6 +117,27 @@ fn midstream_stays_for_the_pods_life() {
 }
 
 #[test]
+fn isolation_begins_when_a_policy_takes_what_was_free() {
+    let at = |world: &World| record(world, 5).isolated_at;
+    let mut world = World::new(&format!("{SUBJECT}policy a/p . in()"), Limits::default());
+    world.second = 50;
+    world.apply("policy a/p . in() out()");
+    assert_eq!(at(&world), 0, "isolated from the first on");
+    world.apply("-policy a/p");
+    assert_eq!(at(&world), 0);
+    world.apply("policy a/p . out()");
+    assert_eq!(at(&world), 50);
+    world.second = 60;
+    world.apply("policy a/p . in() out()\n-pod a/s#u1");
+    world.apply("pod a/s#u1 ip=10.0.0.5 node=n app=s");
+    assert_eq!(at(&world), 50, "it was isolated all the time");
+    world.apply("-pod a/s#u1\npod a/s#u2 ip=10.0.0.5 node=n\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2");
+    assert_eq!(at(&world), 0, "another pod");
+    let older = format!("{}\npolicy a/p . in()", SUBJECT.replace("pod=a/s#u1", "pod=a/s#u1 older"));
+    assert_eq!(at(&World::new(&older, Limits::default())), 1, "what an older veth's pod did nobody saw");
+}
+
+#[test]
 fn generations_are_for_one_pod() {
     let mut world = World::new(SUBJECT, Limits::default());
     let first = record(&world, 5).generation;
@@ -149,6 +170,7 @@ fn the_next_agent_goes_on() {
         number: 3,
         generation: 40,
         flags: MIDSTREAM,
+        isolated_at: 7,
         ..record(&World::new(SUBJECT, Limits::default()), 5)
     };
     let other = EndpointRecord { ifindex: 6, identity_lo: 1, number: 0, generation: 50, ..before };
@@ -161,9 +183,15 @@ fn the_next_agent_goes_on() {
         &mut index,
         &format!("{SUBJECT}{policy}\npod a/t#u9 ip=10.0.0.6 node=n\nveth 6 mac=6 pod=a/t#u9\nveth 7 mac=7"),
     );
-    compiler.update(&mut index);
+    compiler.update(&mut index, 9);
     let of = |ifindex: u32| compiler.tables().endpoints[&ifindex];
     assert_eq!((of(5).number, of(5).generation, of(5).flags & MIDSTREAM), (3, 40, MIDSTREAM));
+    assert_eq!(of(5).isolated_at, 9, "isolated by what is new to this agent");
+    let mut next = Compiler::new(Limits::default());
+    next.adopt([EndpointRecord { flags: MIDSTREAM | ISOLATED_EGRESS, ..before }]);
+    fixture::apply(&mut index, "-veth 5\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u1 older");
+    next.update(&mut index, 9);
+    assert_eq!(next.tables().endpoints[&5].isolated_at, 7, "isolated already");
     // Another pod behind the interface: its number, nothing else.
     assert_eq!((of(6).number, of(6).flags & MIDSTREAM), (0, 0));
     assert!(of(6).generation > 50 && of(7).generation > 50);

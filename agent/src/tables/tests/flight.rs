@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use palisade_common::Hook;
-use palisade_common::decide::{EGRESS, Frame, INGRESS, Meeting, Ruling, Tables, ask, decide};
+use palisade_common::decide::{EGRESS, INGRESS, Meeting, Ruling, Tables, ask, decide};
 use palisade_common::layout::{
     Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, RuleKey, RuleValue, Versioned,
 };
@@ -67,6 +67,14 @@ impl Tables for Moving<'_> {
         self.read(&ifindex, |sim| sim.endpoint(ifindex), put)
     }
 
+    fn hint(&self, ifindex: u32, epoch: u32) -> Option<u32> {
+        self.flows.hint(ifindex, epoch)
+    }
+
+    fn put_hint(&self, ifindex: u32, epoch: u32, index: u32) {
+        self.flows.put_hint(ifindex, epoch, index);
+    }
+
     fn record(&self, index: u32) -> Option<&EndpointRecord> {
         self.now_at().record(index)
     }
@@ -124,6 +132,10 @@ impl Tables for Moving<'_> {
         None
     }
 
+    fn is_connected(&self, _: &EndpointRecord, _: u8, _: (Address, u16), _: (Address, u16)) -> Option<bool> {
+        None
+    }
+
     fn take_midstream(&self, _number: u32, _now: u64) -> bool {
         false
     }
@@ -152,9 +164,9 @@ fn datagram(family: u8, hook: Hook, peer: Address, port: u16) -> Vec<u8> {
 
 fn judge(bytes: &[u8], tables: &Moving<'_>, meeting: Meeting) -> Ruling {
     let frame = FrameBytes { bytes, gso: false };
-    let (mut packet, mut quoted) = (Packet::default(), Packet::default());
+    let mut packet = Packet::default();
     parse::frame(&frame, &mut packet);
-    decide(&mut Frame { bytes: &frame, packet: &packet, quoted: &mut quoted }, tables, meeting)
+    decide(&frame, &packet, tables, meeting)
 }
 
 /// What a settled state says to a new flow. `None`: the endpoint is not there.

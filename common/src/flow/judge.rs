@@ -1,0 +1,171 @@
+//! Verdicts on flows that no remembered judgement settles.
+
+use super::{At, answers, is_closed};
+use crate::decide::{Answer, EGRESS, FlowEntry, INGRESS, Ruling, Tables};
+use crate::layout::{Address, Judgement, endpoint_flag, flow_flag, revoked};
+use crate::parse::{packet_trait, protocol};
+use crate::verdict::{Hook, Reason};
+
+/// How long the answers to a flow that is not allowed any longer open none of their own, in seconds: what conntrack gives a flow of
+/// UDP that has seen no answer (nf_conntrack_udp_timeout), and long enough for what is under way and for a peer that tries again.
+const CUT_SECONDS: u32 = 30;
+
+/// Ports from here on are what clients are given (Linux' `net.ipv4.ip_local_port_range`; IANA's begin later).
+const EPHEMERAL_FIRST: u16 = 32768;
+
+/// A flow that is known, but not (any longer) admitted as the packet needs it.
+#[inline(never)]
+pub(super) fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> Ruling {
+    let packet = at.packet;
+    let (sender, opener) = (at.sender, 1 - at.sender);
+    let flags = flow.flags();
+    let generation = at.record.generation;
+    let opening = packet.has(packet_trait::OPENING);
+    let opened_forward = flags & (flow_flag::OPENED << sender) != 0;
+    let opened_reverse = flags & (flow_flag::OPENED << opener) != 0;
+    let known = opened_forward && !opening && flow.judged(sender, at.forward_role()).generation == generation;
+    let keeps = at.tables.keeps_existing();
+    let mut refused = Ruling::of(Reason::NoRule);
+    if opened_reverse && !opening && answers(flow, packet, at.now) && is_reply(at, flow) {
+        let admitted_once = flow.judged(opener, at.reverse_role()).generation == generation;
+        let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
+        let kept = keeps && admitted_once && !node;
+        let answer = if kept || node { Answer::ALLOWED } else { at.ask_reverse() };
+        if answer.is_allowed() {
+            let reason = if kept { Reason::Kept } else { Reason::Reply };
+            return Ruling::of(reason).remembering(false);
+        }
+        refused = Ruling::new(if admitted_once { Reason::Revoked } else { Reason::NoRule }, answer.class());
+    }
+    let may_open =
+        if packet.is_connected() { opened_forward || !opened_reverse } else { known || opens(at, flow, refused) };
+    if opening || is_closed(flags) || may_open {
+        let kept = known && keeps;
+        let answer = if kept { Answer::ALLOWED } else { at.ask_forward() };
+        if answer.is_allowed() {
+            let reason = if kept {
+                Reason::Kept
+            } else if known {
+                Reason::Established
+            } else {
+                Reason::Allowed
+            };
+            return Ruling::new(reason, answer.class()).remembering(true);
+        }
+        let revoked = known || matches!(refused.reason(), Reason::Revoked);
+        refused = Ruling::new(if revoked { Reason::Revoked } else { Reason::NoRule }, answer.class());
+    }
+    refused
+}
+
+/// Whether a packet of the opposite direction of what was opened answers that, and does not go its own way.
+///
+/// Protocols without connections may be opened from either end at any time, by any packet. What the sender's own endpoint has let out as
+/// an opening of its own, as it does not admit the flow that the packet might answer, is no answer at the other pod of this node either.
+#[inline(always)]
+pub(super) fn is_reply<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> bool {
+    if matches!(at.hook, Hook::FromPod) || at.packet.is_connected() {
+        return true;
+    }
+    let own = flow.judged(at.sender, EGRESS);
+    let answered = flow.judged(1 - at.sender, INGRESS);
+    let now = |judged: Judgement| judged.generation != 0 && judged.epoch == at.epoch;
+    !now(own) || now(answered)
+}
+
+/// Whether a packet of a protocol without connections may be an opening of its own, where `refused` says what came of taking it
+/// for an answer.
+///
+/// Answers are under way when their flow is cut. They would open it anew from the other end, if that end may open flows, and the refused
+/// end's packets would pass as answers to them.
+#[inline(always)]
+fn opens<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, refused: Ruling) -> bool {
+    if refused.reason_number() != Reason::Revoked as u8 {
+        return !at.is_newly_isolated() || !matches!(opened_by(at), Opened::Reverse);
+    }
+    let (opener, role) = (1 - at.sender, at.reverse_role());
+    let (then, now) = (flow.revoked(), revoked(at.second(), opener, role));
+    if then == 0 || (then ^ now) & 3 != 0 {
+        flow.set_revoked(now);
+        return false;
+    }
+    (now >> 2).wrapping_sub(then >> 2) > CUT_SECONDS
+}
+
+/// A tuple that nothing is known of.
+#[inline(never)]
+pub(super) fn judge_unknown<T: Tables>(at: &At<'_, T>) -> Ruling {
+    let mut direction = Opened::Forward;
+    if !at.packet.has(packet_trait::OPENING) && (at.packet.is_connected() || at.is_newly_isolated()) {
+        direction = opened_by(at);
+    }
+    if !matches!(direction, Opened::Reverse) {
+        let answer = at.ask_forward();
+        if answer.is_allowed() {
+            return Ruling::new(Reason::Allowed, answer.class()).remembering(true);
+        }
+        if matches!(direction, Opened::Forward) {
+            return Ruling::new(Reason::NoRule, answer.class());
+        }
+    }
+    let answer = at.ask_reverse();
+    if !answer.is_allowed() {
+        return Ruling::new(Reason::NoRule, answer.class());
+    }
+    if !at.tables.take_midstream(at.record.number, at.now) {
+        return Ruling::new(Reason::MidstreamBudget, answer.class());
+    }
+    Ruling::new(Reason::Midstream, answer.class()).remembering(false)
+}
+
+/// Which end is held to have opened a connection that is met mid-stream.
+#[derive(Clone, Copy)]
+enum Opened {
+    Forward,
+    Reverse,
+    Either,
+}
+
+/// Only endpoints that had connections nobody saw being opened, or whose flows may have been evicted, are given the benefit of
+/// the reverse question; which question it is, the pod's own listening sockets tell.
+#[inline(always)]
+fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
+    let packet = at.packet;
+    if packet.is_connected() && at.record.flags & endpoint_flag::MIDSTREAM == 0 && !at.tables.pressure(at.now) {
+        return Opened::Forward;
+    }
+    let (source, destination) = ((packet.source, packet.source_port), (packet.destination, packet.destination_port));
+    let (local, remote) = match at.hook {
+        Hook::FromPod => (source, destination),
+        Hook::ToPod => (destination, source),
+    };
+    let serves = if packet.is_connected() {
+        at.tables.listens(at.record, packet.family, packet.protocol, local)
+    } else {
+        serves_datagrams(at, local, remote)
+    };
+    match (serves, at.hook) {
+        (None, _) if !packet.is_connected() => Opened::Forward,
+        (None, _) => Opened::Either,
+        // A pod that listens was connected to: packets to it go the way of the opening.
+        (Some(true), Hook::ToPod) | (Some(false), Hook::FromPod) => Opened::Forward,
+        (Some(true), Hook::FromPod) | (Some(false), Hook::ToPod) => Opened::Reverse,
+    }
+}
+
+/// Whether the pod's end of a flow of UDP was there first; `None`: nobody can say. Servers seldom connect their sockets, and seldom
+/// bind them to ports that clients are given.
+#[inline(always)]
+fn serves_datagrams<T: Tables>(at: &At<'_, T>, local: (Address, u16), remote: (Address, u16)) -> Option<bool> {
+    if at.packet.protocol != protocol::UDP {
+        return None;
+    }
+    if at.tables.is_connected(at.record, at.packet.family, local, remote)? {
+        return Some(false);
+    }
+    match (local.1 < EPHEMERAL_FIRST, remote.1 < EPHEMERAL_FIRST) {
+        (true, false) => Some(true),
+        (false, true) => Some(false),
+        (true, true) | (false, false) => None,
+    }
+}

@@ -1,0 +1,44 @@
+//! ICMP errors: told about a flow that would pass, to who sent the packet that they quote.
+
+use super::{At, is_alive};
+use crate::decide::{FlowEntry, Tables};
+use crate::layout::flow_flag;
+use crate::parse::{Packet, packet_trait};
+use crate::verdict::{Hook, Reason};
+
+/// An ICMP error passes if the packet it quotes (`at`) belongs to a flow that the endpoint would still let through, and it goes
+/// to that packet's source.
+#[inline(never)]
+pub(crate) fn related<T: Tables>(at: &At<'_, T>, error: &Packet) -> Reason {
+    let quoted = at.packet;
+    if quoted.has(packet_trait::MALFORMED)
+        || quoted.source.words != error.destination.words
+        || quoted.family != error.family
+    {
+        return Reason::UnrelatedError;
+    }
+    if is_admitted(at) { Reason::RelatedError } else { Reason::UnrelatedError }
+}
+
+#[inline(always)]
+fn is_admitted<T: Tables>(at: &At<'_, T>) -> bool {
+    let (sender, opener) = (at.sender, 1 - at.sender);
+    let Some(flow) = at.tables.flow(&at.key) else { return false };
+    if !is_alive(&flow, at.packet.protocol, at.now) {
+        return false;
+    }
+    let (forward, reverse) = (flow.judged(sender, at.forward_role()), flow.judged(opener, at.reverse_role()));
+    if at.is_valid(forward) || at.is_valid(reverse) {
+        return true;
+    }
+    let flags = flow.flags();
+    let generation = at.record.generation;
+    if at.tables.keeps_existing() && (forward.generation == generation || reverse.generation == generation) {
+        return true;
+    }
+    if flags & (flow_flag::OPENED << sender) != 0 && at.ask_forward().is_allowed() {
+        return true;
+    }
+    let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
+    flags & (flow_flag::OPENED << opener) != 0 && (node || at.ask_reverse().is_allowed())
+}
