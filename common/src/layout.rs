@@ -147,17 +147,15 @@ pub struct EndpointRecord {
     /// IPv6 addresses, link-local ones included.
     pub v6: [Address; ADDRESSES_MAX],
 }
-const _: () = assert!(size_of::<EndpointRecord>() == 72 + 16 + 16 + 64);
+const _: () = assert!(size_of::<EndpointRecord>() == 88 + 16 + 16 + 64);
 
 /// A decision table and what it says to classes that have no row in it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TableRef {
     pub table: u32,
-    /// Ports that every peer may use: [`PORTS_NONE`], [`PORTS_ALL`] or a port set.
-    pub default_ports: u32,
-    /// The rule behind `default_ports`, where it is [`PORTS_ALL`].
-    pub default_rule: u32,
+    /// What every peer may use.
+    pub default: RuleValue,
 }
 
 pub mod endpoint_flag {
@@ -202,13 +200,32 @@ pub struct RuleKey {
     pub class: u32,
 }
 
+/// What a class may use.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RuleValue {
     /// [`PORTS_NONE`], [`PORTS_ALL`] or a port set.
     pub ports: u32,
-    /// The rule that gave it, where `ports` is [`PORTS_ALL`]; else 0.
+    /// The rule that gave it, where `ports` is [`PORTS_ALL`] or a set of one range; else 0.
     pub rule: u32,
+    /// The one range (ports in host order, both included) of a set that has only one, so that PORTS need not be asked; else 0.
+    pub first: u16,
+    pub last: u16,
+    pub protocol: u8,
+    pub pad: [u8; 3],
+}
+const _: () = assert!(size_of::<RuleValue>() == 16);
+
+impl RuleValue {
+    /// Nothing, or a set of several ranges.
+    pub const fn set(ports: u32) -> Self {
+        Self { ports, rule: 0, first: 0, last: 0, protocol: 0, pad: [0; 3] }
+    }
+
+    /// Everything, by `rule`.
+    pub const fn all(rule: u32) -> Self {
+        Self { ports: PORTS_ALL, rule, first: 0, last: 0, protocol: 0, pad: [0; 3] }
+    }
 }
 
 /// Nothing is allowed.

@@ -206,7 +206,7 @@ mod live {
         }),
         ("rules", |tables, count, shift| {
             let key = |n| RuleKey { table: n + shift, class: 1 };
-            tables.rules.extend((0..count).map(|n| (key(n), RuleValue { ports: 1, rule: n + shift })));
+            tables.rules.extend((0..count).map(|n| (key(n), RuleValue::all(n + shift))));
         }),
         ("ports", |tables, count, shift| {
             let key = |n: u32| PortKey { ports_be: (n + shift).to_be(), protocol: 6, pad: 0, port_be: 0 };

@@ -72,12 +72,11 @@ fn state(n: u32) -> Tables {
     for pod in PODS {
         let table = |direction: u32| TableRef {
             table: first + 6 + direction + 2 * (pod - PODS[0]),
-            default_ports: PORTS_NONE,
-            default_rule: 0,
+            default: RuleValue::set(PORTS_NONE),
         };
         let (ingress, egress) = (table(0), table(1));
         for table in [ingress.table, egress.table] {
-            let row = |class, ports, rule| (RuleKey { table, class }, RuleValue { ports, rule });
+            let row = |class, ports, rule| (RuleKey { table, class }, RuleValue { rule, ..RuleValue::set(ports) });
             tables.rules.extend([row(by_all, PORTS_ALL, first + 6), row(by_set, set, 0), row(lowered, PORTS_NONE, 0)]);
         }
         tables.endpoints.insert(pod, record(pod, n, ingress, egress));

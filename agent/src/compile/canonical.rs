@@ -82,8 +82,7 @@ impl Compiler {
         };
         for (&ifindex, record) in endpoints {
             let mut table = |reference: TableRef| {
-                let value = RuleValue { ports: reference.default_ports, rule: reference.default_rule };
-                (reference.table != 0).then(|| (self.table_name(reference.table), allowed(value)))
+                (reference.table != 0).then(|| (self.table_name(reference.table), allowed(reference.default)))
             };
             let tables = [table(record.ingress), table(record.egress)];
             let record = EndpointRecord {

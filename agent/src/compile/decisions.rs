@@ -93,7 +93,7 @@ impl Decisions {
     /// What an endpoint refers to; `None`: there is no room for the table.
     pub(super) fn reference(&self, id: u32) -> Option<TableRef> {
         let table = self.tables.get(&id).filter(|table| table.fits)?;
-        Some(TableRef { table: id, default_ports: table.default.ports, default_rule: table.default.rule })
+        Some(TableRef { table: id, default: table.default })
     }
 
     /// Brings all rows up to date. Returns the tables for which room was found or lost.

@@ -29,7 +29,7 @@ impl Numbers {
         for class in classes.filter(|&&class| class != CLASS_ASK_CIDR) {
             numbers.class = numbers.class.max(*class);
         }
-        for (key, RuleValue { ports, rule }) in rules {
+        for (key, RuleValue { ports, rule, .. }) in rules {
             numbers.class = numbers.class.max(key.class);
             numbers.table = numbers.table.max(key.table);
             numbers.ports = numbers.ports.max(*ports);
@@ -43,8 +43,8 @@ impl Numbers {
             numbers.generation = numbers.generation.max(*generation);
             for table in [ingress, egress] {
                 numbers.table = numbers.table.max(table.table);
-                numbers.ports = numbers.ports.max(table.default_ports);
-                numbers.rule = numbers.rule.max(table.default_rule);
+                numbers.ports = numbers.ports.max(table.default.ports);
+                numbers.rule = numbers.rule.max(table.default.rule);
             }
         }
         numbers

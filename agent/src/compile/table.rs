@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use palisade_common::layout::{PORTS_ALL, PORTS_NONE, RuleValue};
+use palisade_common::layout::{PORTS_NONE, RuleValue};
 
 use super::Direction;
 use super::classes::Signature;
@@ -91,7 +91,7 @@ impl Table {
         for grant in by_matcher.values_mut().chain([&mut everyone]) {
             grant.ranges = union(&grant.ranges);
         }
-        let default = RuleValue { ports: PORTS_NONE, rule: 0 };
+        let default = RuleValue::set(PORTS_NONE);
         let rows = BTreeMap::new();
         let mut table = Self { direction, sides, ports, everyone, by_matcher, default, rows, users: 1, fits: false };
         table.default = table.allowed(&Relevant::default(), sets, numbers);
@@ -127,7 +127,7 @@ impl Table {
     pub(super) fn allowed(&self, class: &Relevant, sets: &mut PortSets, numbers: &mut Numbers) -> RuleValue {
         let grants = || class.matchers.iter().map(|id| &self.by_matcher[id]).chain([&self.everyone]);
         if let Some(all) = grants().filter_map(|grant| grant.all).min() {
-            return RuleValue { ports: PORTS_ALL, rule: all.rule };
+            return RuleValue::all(all.rule);
         }
         let mut ranges: Vec<Range> = grants().flat_map(|grant| grant.ranges.iter().copied()).collect();
         for own in &class.ports {
@@ -135,7 +135,14 @@ impl Table {
             let ranks = grants().filter_map(|grant| grant.names.get(&name));
             ranges.extend(ranks.map(|&rank| Range { protocol: own.protocol, first: own.port, last: own.port, rank }));
         }
-        RuleValue { ports: sets.acquire(&union(&ranges), &mut numbers.ports), rule: 0 }
+        let ranges = union(&ranges);
+        let ports = sets.acquire(&ranges, &mut numbers.ports);
+        match ranges[..] {
+            [Range { protocol, first, last, rank }] => {
+                RuleValue { ports, rule: rank.rule, first, last, protocol: protocol.number(), pad: [0; 3] }
+            }
+            _ => RuleValue::set(ports),
+        }
     }
 }
 

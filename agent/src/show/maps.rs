@@ -105,9 +105,9 @@ fn endpoints(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
             json!(record.generation),
             json!(flag_names(record.flags)),
             json!(record.ingress.table),
-            json!(port_set(record.ingress.default_ports)),
+            json!(port_set(record.ingress.default.ports)),
             json!(record.egress.table),
-            json!(port_set(record.egress.default_ports)),
+            json!(port_set(record.egress.default.ports)),
             json!(addresses(record)),
         ]);
     }

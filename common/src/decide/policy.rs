@@ -99,6 +99,10 @@ pub fn answer<T: Tables>(tables: &T, question: &Question) -> Answer {
     let rule = match row.ports {
         PORTS_NONE => None,
         PORTS_ALL => Some(row.rule),
+        _ if row.rule != 0 => {
+            let admits = question.protocol == row.protocol && row.first <= question.port && question.port <= row.last;
+            if admits { Some(row.rule) } else { None }
+        }
         ports => match question.protocol {
             protocol::TCP | protocol::UDP | protocol::SCTP => tables.port(ports, question.protocol, question.port),
             _ => None,
@@ -145,6 +149,6 @@ fn exact_class<T: Tables>(tables: &T, family: u8, peer: &Address, epoch: u32) ->
 fn row<T: Tables>(tables: &T, table: &TableRef, class: u32) -> RuleValue {
     match tables.rule(&RuleKey { table: table.table, class }) {
         Some(row) => row,
-        None => RuleValue { ports: table.default_ports, rule: table.default_rule },
+        None => table.default,
     }
 }

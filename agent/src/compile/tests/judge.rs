@@ -44,16 +44,22 @@ pub(super) fn allowed(
     if record.flags & flag == 0 {
         return true;
     }
-    let default = RuleValue { ports: table.default_ports, rule: table.default_rule };
     let class = class_of(tables, peer);
-    match tables.rules.get(&RuleKey { table: table.table, class }).copied().unwrap_or(default).ports {
+    let row = tables.rules.get(&RuleKey { table: table.table, class }).copied().unwrap_or(table.default);
+    match row.ports {
         PORTS_NONE => false,
         PORTS_ALL => true,
-        set => (PORT_PREFIX_MIN..=PORT_PREFIX_MAX).any(|bits| {
-            let port = port & (u32::MAX << (PORT_PREFIX_MAX - bits)) as u16;
-            let key = PortKey { ports_be: set.to_be(), protocol, pad: 0, port_be: port.to_be() };
-            tables.ports.contains_key(&(key, bits))
-        }),
+        set => {
+            let admits = (PORT_PREFIX_MIN..=PORT_PREFIX_MAX).any(|bits| {
+                let port = port & (u32::MAX << (PORT_PREFIX_MAX - bits)) as u16;
+                let key = PortKey { ports_be: set.to_be(), protocol, pad: 0, port_be: port.to_be() };
+                tables.ports.contains_key(&(key, bits))
+            });
+            let RuleValue { rule, first, last, .. } = row;
+            let alone = row.protocol == protocol && (first..=last).contains(&port);
+            assert!(rule == 0 || alone == admits, "{row:?} says otherwise than its port set of {protocol}/{port}");
+            admits
+        }
     }
 }
 

@@ -48,9 +48,8 @@ fn answers(sim: &Sim) -> Answers {
     let mut rows = BTreeMap::new();
     let mut ports = BTreeMap::new();
     for table in records.iter().flatten().flat_map(|record| [record.ingress, record.egress]) {
-        let default = RuleValue { ports: table.default_ports, rule: table.default_rule };
         for &class in &met {
-            let row = sim.rule(&RuleKey { table: table.table, class }).unwrap_or(default);
+            let row = sim.rule(&RuleKey { table: table.table, class }).unwrap_or(table.default);
             rows.insert((table.table, class), row);
             if row.ports >= PORTS_FIRST {
                 ports.entry(row.ports).or_insert_with(|| PORTS.map(|(kind, port)| sim.port(row.ports, kind, port)));

@@ -157,7 +157,10 @@ impl World {
             self.table += 1;
             let default_ports = self.pick_ports(chance);
             let default_rule = if default_ports == PORTS_ALL { self.table } else { 0 };
-            return TableRef { table: self.table, default_ports, default_rule };
+            return TableRef {
+                table: self.table,
+                default: RuleValue { rule: default_rule, ..RuleValue::set(default_ports) },
+            };
         }
         *chance.of(&used)
     }
@@ -201,7 +204,7 @@ impl World {
                 if class != CLASS_NONE && !known && chance.one_in(2) {
                     let ports = self.pick_ports(chance);
                     let rule = if ports == PORTS_ALL { table * 1000 + class } else { 0 };
-                    self.tables.rules.insert(RuleKey { table, class }, RuleValue { ports, rule });
+                    self.tables.rules.insert(RuleKey { table, class }, RuleValue { rule, ..RuleValue::set(ports) });
                 }
             }
         }
@@ -243,5 +246,5 @@ fn tables(tables: &Tables) -> BTreeSet<u32> {
 fn port_sets(tables: &Tables) -> BTreeSet<u32> {
     let defaults = tables.endpoints.values().flat_map(|record| [record.ingress, record.egress]);
     let rows = tables.rules.values().map(|row| row.ports);
-    rows.chain(defaults.map(|table| table.default_ports)).filter(|ports| *ports >= PORTS_FIRST).collect()
+    rows.chain(defaults.map(|table| table.default.ports)).filter(|ports| *ports >= PORTS_FIRST).collect()
 }
