@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, RingBuf};
@@ -66,6 +67,7 @@ pub fn run() -> Result<()> {
 struct Bench {
     kernel: Kernel,
     ring: RingBuf<MapData>,
+    loading: Duration,
     _pins: Bpffs,
 }
 
@@ -84,9 +86,22 @@ impl Bench {
         }
         let pins = bpffs("bench")?;
         let pin_dir = PinDir::open(&pins.path().join("agent"))?;
+        let started = Instant::now();
         let mut kernel = Kernel::open(pin_dir, Sizes::default(), Settings::default(), AttachMode::Auto)?;
+        let loading = started.elapsed();
         let ring = kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS")?.try_into()?;
-        Ok(Self { kernel, ring, _pins: pins })
+        Ok(Self { kernel, ring, loading, _pins: pins })
+    }
+
+    /// What the verifier had to read, and how long loading took in all.
+    fn loading(&mut self) -> Result<String> {
+        let mut report = format!("Loading took {} ms, maps included.", self.loading.as_millis());
+        for name in [FROM_POD, TO_POD] {
+            let read = self.kernel.program_mut(name)?.info()?.verified_instruction_count();
+            let read = read.context("the kernel does not count verified instructions (before 5.16)")?;
+            write!(report, " The verifier read {read} instructions for `{name}`.")?;
+        }
+        Ok(report)
     }
 
     fn report(&mut self) -> Result<String> {
@@ -98,6 +113,7 @@ impl Bench {
                 writeln!(report, "{}", self.family(family, rules > 1)?)?;
             }
         }
+        writeln!(report, "{}", self.loading()?)?;
         writeln!(report, "Load at the end: {}", machine::load())?;
         Ok(report)
     }
