@@ -17,7 +17,7 @@ pub trait Bytes {
     /// Length of the frame in bytes, the part that is not in one piece included.
     fn len(&self) -> u32;
 
-    /// `N` words at `offset` (bytes), each as it lies in the packet; `None` past the end.
+    /// `N` words at `offset` (bytes), each as it lies in the packet; `None` past the end, and for an offset of [`HEADERS_MAX`] or more.
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
 
     /// The frame stands for several (GSO): it may be longer than its headers can say.
@@ -80,6 +80,9 @@ pub mod packet_trait {
     /// An ICMP error that quotes a packet.
     pub const ICMP_ERROR: u32 = 1 << 8;
 }
+
+/// Headers are looked for in this much of a frame (bytes): Ethernet, two tags, IPv6 and eight extension headers of usual size.
+pub const HEADERS_MAX: u32 = 2048;
 
 /// Extension headers that are followed; RFC 8200 §4.1 lists seven kinds, of which one may come twice.
 pub const EXTENSION_HEADERS_MAX: u32 = 8;
@@ -226,7 +229,11 @@ pub fn quoted<B: Bytes>(bytes: &B, error: &Packet, packet: &mut Packet) {
     } else {
         ipv6(bytes, offset, true, packet)
     }
-    if !packet.has(packet_trait::IP) || packet.traits & (packet_trait::MALFORMED | packet_trait::FRAGMENT_LATER) != 0 {
+    // What lies behind the error's own end is padding.
+    if !packet.has(packet_trait::IP)
+        || packet.traits & (packet_trait::MALFORMED | packet_trait::FRAGMENT_LATER) != 0
+        || packet.transport > error.end
+    {
         packet.traits |= packet_trait::MALFORMED;
         return;
     }

@@ -13,13 +13,10 @@ use palisade_common::layout::{
     Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX, PortKey,
     RuleKey, RuleValue, Versioned,
 };
-use palisade_common::parse::{Bytes, Packet, V4, protocol};
+use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
 use palisade_common::{Hook, Reason};
 
 use crate::{maps, parts};
-
-/// Headers are looked for in this much of a frame (bytes): Ethernet, two tags, IPv6 and eight extension headers of usual size.
-const OFFSET_MAX: u32 = 2047;
 
 /// The bytes of an skb.
 pub struct Skb<'a> {
@@ -45,7 +42,7 @@ impl Bytes for Skb<'_> {
         // the pointer ("R2 offset is outside of the packet", seen on 6.18).
         // SAFETY: reading a local.
         let offset = unsafe { core::ptr::read_volatile(&raw const offset) };
-        if offset > OFFSET_MAX {
+        if offset >= HEADERS_MAX {
             return None;
         }
         let start = (self.ctx.data() as *const u8).wrapping_add(offset as usize);

@@ -12,7 +12,7 @@ use palisade_common::layout::{
     Address, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX,
     PORT_PREFIX_MIN, PortKey, PortValue, RuleKey, RuleValue, Versioned,
 };
-use palisade_common::parse::{self, Bytes, Packet, V4};
+use palisade_common::parse::{self, Bytes, HEADERS_MAX, Packet, V4};
 
 use super::adopted::Found;
 use super::plan::Write;
@@ -57,6 +57,9 @@ impl Bytes for FrameBytes<'_> {
     }
 
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        if offset >= HEADERS_MAX {
+            return None;
+        }
         let start = offset as usize;
         let bytes = self.bytes.get(start..start.checked_add(N * 4)?)?;
         let mut words = [0; N];

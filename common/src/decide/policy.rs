@@ -125,21 +125,20 @@ fn class_of<T: Tables>(tables: &T, family: u8, peer: &Address, epoch: u32) -> u3
 
 /// The kernel gives the memory of a hash entry that is replaced to the next entry at once, without waiting for readers: between the
 /// look-up and the load it may have become another address's, and the epoch need not move for that. So two look-ups have to agree.
+/// That there is no entry is sure at once: the kernel's search starts again where an entry under it went to another chain
+/// (`lookup_nulls_elem_raw`).
 #[inline(always)]
 fn exact_class<T: Tables>(tables: &T, family: u8, peer: &Address, epoch: u32) -> u32 {
     const LOOKS: u32 = 3;
-    let look = || match tables.class_exact(family, peer) {
-        Some(class) => class.at(epoch),
-        None => CLASS_ASK_CIDR,
-    };
-    let mut class = look();
-    let mut looks = 1;
+    let mut class = CLASS_ASK_CIDR;
+    let mut looks = 0;
     while looks < LOOKS {
-        let again = look();
-        if again == class {
+        let Some(found) = tables.class_exact(family, peer) else { return CLASS_ASK_CIDR };
+        let found = found.at(epoch);
+        if looks != 0 && found == class {
             break;
         }
-        class = again;
+        class = found;
         looks += 1;
     }
     class
