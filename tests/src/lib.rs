@@ -4,6 +4,7 @@ pub mod bench;
 pub mod case;
 pub mod expand;
 pub mod frame;
+pub mod fuzz;
 pub mod judges;
 pub mod lab;
 pub mod oracle;

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod command;
+mod fuzz;
 mod lab;
 mod paths;
 mod setup;
@@ -13,11 +14,13 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND [ARGUMENTS]
 
-  setup    sets up what is missing: rust-src, bpf-linker, packages, the Go-built parts of the lab
+  setup    sets up what is missing: rust-src, bpf-linker, packages, a C++ compiler, the Go-built parts of the lab
   build    the kernel programs and the static binary target/release/palisade
   test     everything that must pass, from formatting to the live lab; `test --list` names the stages,
            `test STAGE…` runs only these
   demo     a node in network namespaces before and after the agent; `--keep` leaves it standing
+  fuzz     arbitrary input before parser, decision function and door: `fuzz [TARGET…] [--seconds N] [--keep]`;
+           `--keep` puts the fewest inputs that lead everywhere into tests/fuzz/corpus
   bench    speed: `in-kernel`, what a packet costs; `connections`, new ones per second; both without an argument
 ";
 
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
         "build" => build::build().map(drop),
         "test" => test::run_test(&rest),
         "demo" => lab::run_program("palisade-demo", &rest),
+        "fuzz" => fuzz::fuzz(&rest),
         "bench" => bench::bench(&rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

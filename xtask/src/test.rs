@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::command::{output, run, step};
 use crate::lab::build_helpers;
-use crate::{build, paths, setup};
+use crate::{build, fuzz, paths, setup};
 
 struct Stage {
     name: &'static str,
@@ -21,6 +21,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "fmt", about: "formatting", run: fmt },
     Stage { name: "clippy", about: "lints of every crate, the kernel programs included", run: clippy },
     Stage { name: "unit", about: "tests that need neither root nor set-up", run: unit },
+    Stage { name: "fuzz", about: "libFuzzer, a fixed number of inputs for each target", run: fuzz::bounded },
     Stage { name: "build", about: "the kernel programs and the static agent", run: || build::build().map(drop) },
     Stage { name: "live", about: "tests in the kernel, in the lab and against a real API server (root)", run: live },
 ];

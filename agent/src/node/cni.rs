@@ -2,6 +2,7 @@
 //!
 //! Pure: text in, value out. [`super::results`] reads the files, [`super::inventory`] joins them with the interfaces.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -159,26 +160,27 @@ fn interfaces(fields: &ResultFields) -> Result<(Vec<HostInterface>, Vec<SandboxI
     let listed = fields.interfaces.as_deref().unwrap_or_default();
     let ips = fields.ips.as_deref().unwrap_or_default();
     let inside: Vec<usize> = (0..listed.len()).filter(|&at| !listed[at].sandbox.is_empty()).collect();
+    let mut addresses: BTreeMap<usize, Vec<(IpAddr, u8)>> = BTreeMap::new();
+    for ip in ips {
+        // An address without an index is the only interface's; with several nobody can tell whose it is.
+        let at = match (ip.interface, &inside[..]) {
+            (Some(index), _) => usize::try_from(index).ok(),
+            (None, [only]) => Some(*only),
+            (None, _) => None,
+        };
+        if let Some(at) = at.filter(|at| inside.binary_search(at).is_ok()) {
+            addresses.entry(at).or_default().push(address(&ip.address)?);
+        }
+    }
     let mut hosts = Vec::new();
     let mut sandboxes = Vec::new();
     for (at, interface) in listed.iter().enumerate() {
         let (name, mac) = (Arc::from(interface.name.as_str()), mac(&interface.mac)?);
         if interface.sandbox.is_empty() {
             hosts.push(HostInterface { name, mac });
-            continue;
+        } else {
+            sandboxes.push(SandboxInterface { name, mac, addresses: addresses.remove(&at).unwrap_or_default() });
         }
-        let mut addresses = Vec::new();
-        for ip in ips {
-            // An address without an index is the only interface's; with several nobody can tell whose it is.
-            let here = match ip.interface {
-                Some(index) => usize::try_from(index) == Ok(at),
-                None => inside == [at],
-            };
-            if here {
-                addresses.push(address(&ip.address)?);
-            }
-        }
-        sandboxes.push(SandboxInterface { name, mac, addresses });
     }
     Ok((hosts, sandboxes))
 }

@@ -47,26 +47,32 @@ impl Machine {
         Ok(Rc::new(RefCell::new(Self { kernel, counters: Vec::new() })))
     }
 
-    fn reset(&mut self, setup: &Setup) -> anyhow::Result<()> {
-        let delta = self.kernel.tables().delta_to(&Tables::default());
-        self.kernel.apply(&delta)?;
+    /// Empty tables, no flows, and these settings.
+    pub fn reset(&mut self, settings: &Config) -> anyhow::Result<()> {
+        self.change(&Tables::default())?;
         self.kernel.maps_mut().forget_flows()?;
-        let settings = Config {
-            keep_existing: u32::from(setup.existing == Existing::Keep),
-            midstream_budget: setup.midstream_budget,
-            inserts_safe: u64::MAX,
-            ..Config::default()
-        };
-        self.kernel.maps().config.store_settings(&settings);
+        self.kernel.maps().config.store_settings(settings);
         self.counters = self.read_counters()?;
         Ok(())
+    }
+
+    /// The tables become these.
+    pub fn change(&mut self, wanted: &Tables) -> anyhow::Result<()> {
+        let delta = self.kernel.tables().delta_to(wanted);
+        self.kernel.apply(&delta)?;
+        Ok(())
+    }
+
+    /// Makes what is remembered older.
+    pub fn age(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
+        self.kernel.maps_mut().age(nanoseconds)
     }
 
     fn read_counters(&self) -> anyhow::Result<Vec<u64>> {
         Ok(self.kernel.maps().counters()?.into_iter().map(|(_, packets)| packets).collect())
     }
 
-    fn run(&mut self, packet: &PacketStep) -> anyhow::Result<Verdict> {
+    pub fn run(&mut self, packet: &PacketStep) -> anyhow::Result<Verdict> {
         let program = match packet.hook {
             Hook::FromPod => FROM_POD,
             Hook::ToPod => TO_POD,
@@ -117,13 +123,19 @@ pub struct Loaded {
 
 impl Loaded {
     pub fn new(machine: &Rc<RefCell<Machine>>, setup: &Setup) -> anyhow::Result<Self> {
-        machine.borrow_mut().reset(setup)?;
+        let settings = Config {
+            keep_existing: u32::from(setup.existing == Existing::Keep),
+            midstream_budget: setup.midstream_budget,
+            inserts_safe: u64::MAX,
+            ..Config::default()
+        };
+        machine.borrow_mut().reset(&settings)?;
         Ok(Self { machine: machine.clone(), pipeline: Pipeline::new(&setup.node), time: None, has_listener: false })
     }
 }
 
 /// A test run takes no frame that ends within its first IP header (net/bpf/test_run.c, EINVAL).
-fn can_be_run(frame: &[u8]) -> bool {
+pub fn can_be_run(frame: &[u8]) -> bool {
     let header = match frame.get(12..14) {
         Some([0x08, 0x00]) => 20,
         Some([0x86, 0xdd]) => 40,
@@ -151,7 +163,7 @@ impl Judge for Loaded {
         let mut machine = self.machine.borrow_mut();
         let passed = packet.time - self.time.unwrap_or(packet.time);
         if passed > WORTH_AGING {
-            machine.kernel.maps_mut().age(passed).expect("the maps can be read and written");
+            machine.age(passed).expect("the maps can be read and written");
         }
         self.time = Some(packet.time);
         if self.has_listener || !can_be_run(&packet.frame) {

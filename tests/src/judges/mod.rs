@@ -9,5 +9,5 @@ pub mod pipeline;
 
 pub use bpffs::{Bpffs, bpffs};
 pub use compiled::Compiled;
-pub use loaded::{Loaded, Machine};
+pub use loaded::{Loaded, Machine, can_be_run};
 pub use pipeline::Pipeline;

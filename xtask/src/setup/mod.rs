@@ -32,10 +32,15 @@ pub fn toolchain() -> Result<Toolchain> {
 
 /// The programs that the lab calls, and libcni's runner with the plugins as `target/lab/cni`.
 pub fn lab() -> Result<()> {
-    step("packages of the lab", packages::provide)?;
+    step("packages of the lab", || packages::provide(packages::LAB))?;
     step("Go 1.26", go::check)?;
     let folder = step("CNI runner and plugins", go::provide_cni)?;
     link("cni", &folder)
+}
+
+/// A C++ compiler, which only fuzzing needs.
+pub fn cxx() -> Result<()> {
+    step("C++ compiler", || packages::provide(packages::CXX))
 }
 
 /// etcd and kube-apiserver as `target/lab/control-plane`.
@@ -58,5 +63,6 @@ pub fn all() -> Result<()> {
     toolchain()?;
     lab()?;
     control_plane()?;
+    cxx()?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Debian packages whose programs the lab and the tests call.
+//! Debian packages whose programs the lab, the tests and libFuzzer's build call.
 
 use std::process::Command;
 
@@ -7,12 +7,16 @@ use anyhow::{Context, Result, ensure};
 use crate::command::{output, present};
 
 /// Program and the package that has it.
-const PROGRAMS: &[(&str, &str)] =
-    &[("ip", "iproute2"), ("bridge", "iproute2"), ("bpftool", "bpftool"), ("openssl", "openssl")];
+type Programs = &'static [(&'static str, &'static str)];
 
-pub fn provide() -> Result<((), String)> {
+pub const LAB: Programs = &[("ip", "iproute2"), ("bridge", "iproute2"), ("bpftool", "bpftool"), ("openssl", "openssl")];
+
+/// libFuzzer is C++.
+pub const CXX: Programs = &[("c++", "g++")];
+
+pub fn provide(programs: Programs) -> Result<((), String)> {
     let mut missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
+        programs.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
     missing.dedup();
     if missing.is_empty() {
         return Ok(((), "present".into()));

@@ -3,6 +3,11 @@
 use serde_json::{Map, Number, Value};
 use serde_norway::Value as Yaml;
 
+use super::bounds;
+
+/// Of so many documents of a file that do not parse the exact place is looked for, which costs as much as all that is above them.
+const PLACED_MAX: usize = 8;
+
 /// An object of a file, or what stands where one was expected.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
@@ -26,21 +31,32 @@ pub fn json(text: &str) -> Vec<Document> {
 /// The objects of a YAML file. A document that does not parse takes no other with it.
 pub fn yaml(text: &str) -> Vec<Document> {
     let mut documents = Vec::new();
+    let mut placed = 0;
     for (line, part) in parts(text.trim_start_matches('\u{feff}')) {
         match parse(part) {
             Ok(Value::Null) => {}
             Ok(value) => objects(line, value, &mut documents),
-            Err(message) => {
-                // Once more with the lines above it, so that the message has the numbers of the file.
-                let padded = format!("{}{part}", "\n".repeat(line - 1));
-                let error = serde_norway::from_str::<Yaml>(&padded).err();
-                let place = error.as_ref().and_then(serde_norway::Error::location).map_or(line, |at| at.line());
-                let message = error.map_or(message, |error| error.to_string());
-                documents.push(Document { line: place, object: Err(message) });
+            Err(message) if placed < PLACED_MAX => {
+                placed += 1;
+                documents.push(wrong(line, part, message));
             }
+            // The message then counts from the document's own first line.
+            Err(message) => documents.push(Document { line, object: Err(message) }),
         }
     }
     documents
+}
+
+/// A document that does not parse, read once more with the lines above it, so that the message has the numbers of the file.
+fn wrong(line: usize, part: &str, message: String) -> Document {
+    if bounds::check(part).is_err() {
+        return Document { line, object: Err(message) };
+    }
+    let padded = format!("{}{part}", "\n".repeat(line - 1));
+    let error = serde_norway::from_str::<Yaml>(&padded).err();
+    let place = error.as_ref().and_then(serde_norway::Error::location).map_or(line, |at| at.line());
+    let message = error.map_or(message, |error| error.to_string());
+    Document { line: place, object: Err(message) }
 }
 
 /// `kind: List` stands for its items, and so does a `PodList`, whose items need not name their kind.
@@ -88,6 +104,7 @@ fn parts(text: &str) -> Vec<(usize, &str)> {
 }
 
 fn parse(text: &str) -> Result<Value, String> {
+    bounds::check(text)?;
     let mut yaml: Yaml = serde_norway::from_str(text).map_err(|error| error.to_string())?;
     yaml.apply_merge().map_err(|error| error.to_string())?;
     value(yaml)

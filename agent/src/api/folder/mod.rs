@@ -4,9 +4,10 @@
 //! been written and closed, moved or linked, never half-written. A mounted ConfigMap, where one rename of `..data`
 //! replaces everything, is followed; a symbolic link to a file elsewhere is read, but changes there are not noticed.
 
+mod bounds;
 mod documents;
 mod notices;
-mod shelf;
+pub mod shelf;
 
 #[cfg(test)]
 mod tests;

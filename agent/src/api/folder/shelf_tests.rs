@@ -166,3 +166,22 @@ fn yaml_as_it_is_written() {
         ("f.yaml", Some("5"), "-/f.yaml!line 1: "),
     ]);
 }
+
+/// Files that once kept the reader busy for minutes, or took all memory there was.
+#[test]
+fn hostile_files_are_told_in_time() {
+    let aliases = format!("a: &a [{}]\nb: [{}]", "x,".repeat(20_000), "*a,".repeat(20_000));
+    let files = [
+        ("many that do not parse", "---\n}\n".repeat(10_000), 10_000),
+        ("deep", format!("x: {}", "[".repeat(100_000)), 1),
+        ("aliases", aliases, 1),
+    ];
+    for (name, text, faults) in files {
+        let start = std::time::Instant::now();
+        let mut shelf = Shelf::default();
+        shelf.put("a.yaml", text.as_bytes());
+        let told: usize = shelf.take_updates().iter().map(|update| update.faults.len()).sum();
+        assert_eq!(told, faults, "{name}");
+        assert!(start.elapsed().as_secs() < 10, "{name}: it took {:?}", start.elapsed());
+    }
+}

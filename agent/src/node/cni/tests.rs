@@ -159,3 +159,15 @@ fn not_yet() {
     }
     parse(&[0xff, 0xfe]);
 }
+
+/// A file as large as one may be, with as many interfaces and addresses as fit, once took minutes: each was held against each.
+#[test]
+fn many_interfaces_with_many_addresses() {
+    let interfaces = [r#"{"name":"a","sandbox":"b"}"#; 30_000].join(",");
+    let ips = [r#"{"address":"10.0.0.1/8","interface":1}"#; 20_000].join(",");
+    let start = std::time::Instant::now();
+    let text = format!(r#"{{"cniVersion":"1.0.0","interfaces":[{interfaces}],"ips":[{ips}]}}"#);
+    let Reading::Result(result) = parse(text.as_bytes()) else { panic!("it is a result") };
+    assert_eq!(result.sandboxes[1].addresses.len(), 20_000);
+    assert!(start.elapsed().as_secs() < 10, "it took {:?}", start.elapsed());
+}
