@@ -87,14 +87,13 @@ fn own_record<T: Tables>(tables: &T, ifindex: u32, index: u32) -> Option<&Endpoi
     if record.ifindex == ifindex { Some(record) } else { None }
 }
 
-/// A veth that has its programs and no entry yet: closed, its node excepted.
+/// A veth that has its programs and no entry yet: closed, its node excepted. It may be told who its neighbours are, but nothing that it
+/// says of itself can be checked.
 #[inline(always)]
 fn without_endpoint(packet: &Packet, meeting: Meeting) -> Reason {
     match meeting.hook {
         Hook::ToPod if meeting.from_node => Reason::Node,
-        Hook::ToPod | Hook::FromPod if packet.has(packet_trait::ARP) || neighbour::is_neighbour(packet) => {
-            Reason::Neighbour
-        }
+        Hook::ToPod if packet.has(packet_trait::ARP) || neighbour::is_neighbour(packet) => Reason::Neighbour,
         Hook::ToPod | Hook::FromPod => Reason::Closed,
     }
 }

@@ -15,6 +15,8 @@ const REDIRECT_V6: u8 = 137;
 
 const SOURCE_LINK_ADDRESS: u32 = 1;
 const TARGET_LINK_ADDRESS: u32 = 2;
+/// RFC 3971 §5.3.2, RFC 7527: six bytes, so that a pod knows its own solicitation again.
+const NONCE: u32 = 14;
 
 /// How many options of a neighbour message are read; a message with more is refused.
 const OPTIONS_MAX: u32 = 4;
@@ -24,16 +26,58 @@ const fn is_listener_report(icmp_type: u8) -> bool {
     matches!(icmp_type, 131 | 132 | 143)
 }
 
+#[inline(always)]
+fn is_whole_icmpv6(packet: &Packet) -> bool {
+    const WHOLE: u32 = packet_trait::FRAGMENT_FIRST | packet_trait::FRAGMENT_LATER | packet_trait::MALFORMED;
+    packet.family == V6 && packet.has(packet_trait::ICMP) && packet.traits & WHOLE == 0
+}
+
 /// Neighbour discovery proper: hop limit 255 proves that no router forwarded it (RFC 4861 §6.1, §7.1).
 #[inline(always)]
+fn is_discovery(packet: &Packet) -> bool {
+    packet.hop_limit == 255
+        && matches!(packet.icmp_type, ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT)
+}
+
+/// A listener report proper, which no router forwards: hop limit 1, to a group, from a link-local address or from none (RFC 2710 §3,
+/// RFC 3810 §5.2.13).
+#[inline(always)]
+fn is_report(packet: &Packet) -> bool {
+    is_listener_report(packet.icmp_type)
+        && packet.hop_limit == 1
+        && is_group(&packet.destination)
+        && (is_link_local(&packet.source) || is_unspecified(packet))
+}
+
+#[inline(always)]
+const fn is_group(address: &Address) -> bool {
+    u32::from_be(address.words[0]) >> 24 == 0xff
+}
+
+#[inline(always)]
+const fn is_link_local(address: &Address) -> bool {
+    u32::from_be(address.words[0]) >> 22 == 0xfe80 >> 6
+}
+
+/// Of the link, by itself.
+#[inline(always)]
 pub(crate) fn is_neighbour(packet: &Packet) -> bool {
-    const WHOLE: u32 = packet_trait::FRAGMENT_FIRST | packet_trait::FRAGMENT_LATER | packet_trait::MALFORMED;
-    packet.family == V6
-        && packet.has(packet_trait::ICMP)
-        && packet.traits & WHOLE == 0
-        && (is_listener_report(packet.icmp_type)
-            || (packet.hop_limit == 255
-                && matches!(packet.icmp_type, ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT)))
+    is_whole_icmpv6(packet) && (is_report(packet) || is_discovery(packet))
+}
+
+/// No router takes a packet of discovery to somewhere else: it goes to a group of the link, to a link-local address, or to the network
+/// (of 64 bits) of one of the pod's own addresses.
+#[inline(always)]
+fn stays_on_link(packet: &Packet, record: &EndpointRecord) -> bool {
+    const GROUP_OF_LINK: u32 = 0xff02;
+    let destination = &packet.destination;
+    let near = |own: &Address| {
+        own.words[0] != 0 && own.words[0] == destination.words[0] && own.words[1] == destination.words[1]
+    };
+    u32::from_be(destination.words[0]) >> 16 == GROUP_OF_LINK
+        || is_link_local(destination)
+        || (packet.icmp_type != ROUTER_SOLICITATION
+            && (near(&record.v6[0]) || near(&record.v6[1]) || near(&record.v6[2]) || near(&record.v6[3])))
 }
 
 /// What a pod may always be told: also router advertisements and redirects, which no pod can send.
@@ -66,7 +110,11 @@ pub(crate) fn from_pod<B: Bytes>(bytes: &B, packet: &Packet, record: &EndpointRe
     if !is_unspecified(packet) && !owns(record, V6, &packet.source) {
         return Some(Reason::SpoofedAddress);
     }
-    Some(if speaks_for_itself(bytes, packet, record) { Reason::Neighbour } else { Reason::SpoofedNeighbour })
+    if !speaks_for_itself(bytes, packet, record) {
+        return Some(Reason::SpoofedNeighbour);
+    }
+    // What would leave the link is a packet as any other.
+    if is_report(packet) || stays_on_link(packet, record) { Some(Reason::Neighbour) } else { None }
 }
 
 /// Where there is no address yet: duplicate address detection, router solicitations and listener reports.
@@ -101,7 +149,7 @@ fn speaks_for_itself<B: Bytes>(bytes: &B, packet: &Packet, record: &EndpointReco
     }
 }
 
-/// Each link-layer address option carries the pod's own MAC address.
+/// Each option is a link-layer address, the pod's own, or a nonce: there is no room for anything else to be told.
 #[inline(always)]
 fn options_are_own<B: Bytes>(bytes: &B, packet: &Packet, record: &EndpointRecord, start: u32) -> bool {
     let own = mac(record);
@@ -113,16 +161,16 @@ fn options_are_own<B: Bytes>(bytes: &B, packet: &Packet, record: &EndpointRecord
         let Some(words) = bytes.words::<2>(offset) else { return false };
         let (first, second) = (u32::from_be(words[0]), u32::from_be(words[1]));
         let (kind, length) = (first >> 24, first >> 16 & 0xff);
-        if length == 0 {
+        let stated = ((first << 16) | (second >> 16), second & 0xffff);
+        let legal = match kind {
+            SOURCE_LINK_ADDRESS | TARGET_LINK_ADDRESS => stated == own,
+            NONCE => true,
+            _ => false,
+        };
+        if length != 1 || !legal {
             return false;
         }
-        if kind == SOURCE_LINK_ADDRESS || kind == TARGET_LINK_ADDRESS {
-            let stated = ((first << 16) | (second >> 16), second & 0xffff);
-            if length != 1 || stated != own {
-                return false;
-            }
-        }
-        offset += length * 8;
+        offset += 8;
     }
     offset >= packet.end
 }

@@ -69,7 +69,7 @@ pub mod packet_trait {
     pub const ARP: u32 = 1 << 1;
     /// A header is truncated, lies about its length or is not legal.
     pub const MALFORMED: u32 = 1 << 2;
-    /// Has to be judged in its own direction: TCP SYN without ACK, SCTP INIT, ICMP echo request.
+    /// Has to be judged in its own direction: TCP SYN without ACK, SCTP INIT, ICMP that is no answer and no error.
     pub const OPENING: u32 = 1 << 3;
     pub const FRAGMENT_FIRST: u32 = 1 << 4;
     pub const FRAGMENT_LATER: u32 = 1 << 5;

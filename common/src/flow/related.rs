@@ -1,8 +1,8 @@
 //! ICMP errors: told about a flow that would pass, to who sent the packet that they quote.
 
 use super::{At, is_alive};
-use crate::decide::{FlowEntry, Tables};
-use crate::layout::flow_flag;
+use crate::decide::{FlowEntry, Tables, owns};
+use crate::layout::{endpoint_flag, flow_flag};
 use crate::parse::{Packet, packet_trait};
 use crate::verdict::{Hook, Reason};
 
@@ -11,6 +11,12 @@ use crate::verdict::{Hook, Reason};
 #[inline(never)]
 pub(crate) fn related<T: Tables>(at: &At<'_, T>, error: &Packet) -> Reason {
     let quoted = at.packet;
+    // A pod tells only of what was sent to it; routers of what they forward. At the other hook the error goes to the pod, which is to
+    // have sent what is quoted.
+    let trusted = at.record.flags & endpoint_flag::TRUSTED != 0;
+    if matches!(at.hook, Hook::ToPod) && !trusted && !owns(at.record, quoted.family, &quoted.destination) {
+        return Reason::UnrelatedError;
+    }
     if quoted.has(packet_trait::MALFORMED)
         || quoted.source.words != error.destination.words
         || quoted.family != error.family

@@ -95,23 +95,31 @@ fn sctp<B: Bytes>(bytes: &B, packet: &mut Packet, room: u32) -> bool {
     true
 }
 
-/// Both words of an ICMP or ICMPv6 header. The identifier of an echo stands for both ports.
+/// Both words of an ICMP or ICMPv6 header. The identifier of a question and its answer (echo, timestamp, …) stands for both ports.
+/// Whatever is neither an answer nor an error is judged in its own direction.
 #[inline(always)]
 pub(super) fn icmp(packet: &mut Packet, first: u32, second: u32) {
     packet.icmp_type = (first >> 24) as u8;
-    let (echo_request, echo_reply, error) = if packet.family == V4 {
-        (8, 0, matches!(packet.icmp_type, 3 | 4 | 11 | 12))
+    let (identified, answer, error) = if packet.family == V4 {
+        (
+            matches!(packet.icmp_type, 0 | 8 | 13..=18),
+            matches!(packet.icmp_type, 0 | 14 | 16 | 18),
+            matches!(packet.icmp_type, 3 | 4 | 11 | 12),
+        )
     } else {
-        (128, 129, matches!(packet.icmp_type, 1..=4))
+        (
+            matches!(packet.icmp_type, 128 | 129),
+            matches!(packet.icmp_type, 129 | 140),
+            matches!(packet.icmp_type, 1..=4),
+        )
     };
-    if packet.icmp_type == echo_request || packet.icmp_type == echo_reply {
+    if identified {
         packet.source_port = (second >> 16) as u16;
         packet.destination_port = (second >> 16) as u16;
     }
-    if packet.icmp_type == echo_request {
-        packet.traits |= packet_trait::OPENING;
-    }
     if error {
         packet.traits |= packet_trait::ICMP_ERROR;
+    } else if !answer {
+        packet.traits |= packet_trait::OPENING;
     }
 }

@@ -66,7 +66,7 @@ pub fn frame(frame: &[u8], gso: bool) -> Reading {
 /// The packet that an ICMP error quotes. Only addresses, protocol and ports matter, and its lengths are the original's.
 pub fn quoted(frame: &[u8], error: &Packet) -> Reading {
     let mut reading = Reading::default();
-    // Rule: a quoted header may reach into what lies behind the error's own end; its ports may not.
+    let frame = &frame[..error.end as usize];
     let start = error.transport as usize + 8;
     match error.family {
         V4 => reading.v4(frame, start, Lengths::Quoted),
@@ -321,17 +321,21 @@ impl Reading {
         let packet = &mut self.packet;
         packet.icmp_type = first[0];
         packet.traits |= is::ICMP;
-        let (request, reply, errors): (u8, u8, &[u8]) =
-            if packet.family == V4 { (8, 0, &[3, 4, 11, 12]) } else { (128, 129, &[1, 2, 3, 4]) };
-        if first[0] == request || first[0] == reply {
+        // Those with an identifier, of which answers do not open; and errors.
+        let (questions, answers, errors): (&[u8], &[u8], &[u8]) = match packet.family {
+            V4 => (&[8, 13, 15, 17], &[0, 14, 16, 18], &[3, 4, 11, 12]),
+            _ => (&[128], &[129], &[1, 2, 3, 4]),
+        };
+        let is = |kinds: &[u8]| kinds.contains(&first[0]);
+        if is(questions) || is(answers) {
             let identifier = u16::from_be_bytes([first[4], first[5]]);
             (packet.source_port, packet.destination_port) = (identifier, identifier);
         }
-        if first[0] == request {
-            packet.traits |= is::OPENING;
-        }
-        if errors.contains(&first[0]) {
+        let node_information_reply = packet.family != V4 && first[0] == 140;
+        if is(errors) {
             packet.traits |= is::ICMP_ERROR;
+        } else if !is(answers) && !node_information_reply {
+            packet.traits |= is::OPENING;
         }
     }
 }

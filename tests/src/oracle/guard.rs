@@ -27,7 +27,7 @@ impl Own {
         Self { mac: endpoint.mac, addresses, broadcasts }
     }
 
-    fn has(&self, address: impl Into<IpAddr>) -> bool {
+    pub fn has(&self, address: impl Into<IpAddr>) -> bool {
         self.addresses.contains(&address.into())
     }
 }
@@ -74,15 +74,34 @@ fn is_discovery(packet: &Packet) -> bool {
     packet.hop_limit == 255 && packet.fragment.is_none() && !packet.malformed
 }
 
+/// A listener report that no router forwards: RFC 2710 §3, RFC 3810 §5.2.13.
+fn is_report(packet: &Packet) -> bool {
+    let (IpAddr::V6(source), IpAddr::V6(destination)) = (packet.source, packet.destination) else { return false };
+    let near = source.is_unspecified() || source.is_unicast_link_local();
+    packet.fragment.is_none() && !packet.malformed && packet.hop_limit == 1 && destination.is_multicast() && near
+}
+
+/// To a group of the link, to a link-local address, or, but for what is for routers, into the /64 of an own address.
+fn stays_on_link(kind: u8, packet: &Packet, own: &Own) -> bool {
+    let IpAddr::V6(destination) = packet.destination else { return false };
+    let network = |address: &IpAddr| match address {
+        IpAddr::V6(address) => address.segments()[..4] == destination.segments()[..4],
+        IpAddr::V4(_) => false,
+    };
+    destination.segments()[0] == 0xff02
+        || destination.is_unicast_link_local()
+        || (kind != 133 && own.addresses.iter().any(network))
+}
+
 /// What passes always, if it is the sender's own (SEMANTICS 14.2).
-pub fn is_neighbour(hook: Hook, packet: &Packet) -> bool {
+pub fn is_neighbour(hook: Hook, packet: &Packet, own: &Own) -> bool {
     let Upper::Icmp(icmp) = &packet.upper else { return false };
     if packet.source.is_ipv4() {
         return hook == Hook::ToPod && icmp.kind == 5;
     }
     match icmp.kind {
-        131 | 132 | 143 => packet.fragment.is_none() && !packet.malformed,
-        133 | 135 | 136 => is_discovery(packet),
+        131 | 132 | 143 => is_report(packet),
+        133 | 135 | 136 => is_discovery(packet) && (hook == Hook::ToPod || stays_on_link(icmp.kind, packet, own)),
         134 | 137 => hook == Hook::ToPod && is_discovery(packet),
         _ => false,
     }
@@ -128,15 +147,17 @@ fn neighbour_is_own(icmp: &Icmp, unspecified: bool, own: &Own) -> bool {
     (own.has(Ipv6Addr::from(target)) || !needs_target) && options_are_own(&icmp.content[16..], own)
 }
 
-/// Every link-layer address option names the pod's own MAC address.
+/// Nothing but link-layer addresses, the pod's own, and nonces of six bytes.
 fn options_are_own(mut options: &[u8], own: &Own) -> bool {
     while !options.is_empty() {
         let length = usize::from(options.get(1).copied().unwrap_or(0)) * 8;
-        if length == 0 || length > options.len() {
+        if length != 8 || length > options.len() {
             return false;
         }
-        if matches!(options[0], 1 | 2) && (length != 8 || options[2..8] != own.mac) {
-            return false;
+        match options[0] {
+            1 | 2 if options[2..8] == own.mac => {}
+            14 => {}
+            _ => return false,
         }
         options = &options[length..];
     }

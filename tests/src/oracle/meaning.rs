@@ -12,12 +12,20 @@ pub fn is_error(packet: &Packet, icmp: &Icmp) -> bool {
     }
 }
 
-pub fn is_echo_request(packet: &Packet, icmp: &Icmp) -> bool {
-    icmp.kind == if packet.source.is_ipv4() { 8 } else { 128 }
+/// Echo, timestamp, information, address mask and node information replies.
+fn is_answer(packet: &Packet, icmp: &Icmp) -> bool {
+    match packet.source {
+        IpAddr::V4(_) => [0, 14, 16, 18].contains(&icmp.kind),
+        IpAddr::V6(_) => [129, 140].contains(&icmp.kind),
+    }
 }
 
-pub fn is_echo_reply(packet: &Packet, icmp: &Icmp) -> bool {
-    icmp.kind == if packet.source.is_ipv4() { 0 } else { 129 }
+/// Questions and answers that belong together by an identifier.
+fn is_identified(packet: &Packet, icmp: &Icmp) -> bool {
+    match packet.source {
+        IpAddr::V4(_) => [0, 8, 13, 14, 15, 16, 17, 18].contains(&icmp.kind),
+        IpAddr::V6(_) => [128, 129].contains(&icmp.kind),
+    }
 }
 
 /// A packet that opens a flow and can never be a reply.
@@ -25,7 +33,7 @@ pub fn opens(packet: &Packet) -> bool {
     match &packet.upper {
         Upper::Tcp(tcp) => tcp.syn && !tcp.ack,
         Upper::Sctp { init, .. } => *init,
-        Upper::Icmp(icmp) => is_echo_request(packet, icmp),
+        Upper::Icmp(icmp) => !is_answer(packet, icmp) && !is_error(packet, icmp),
         Upper::None | Upper::Udp { .. } | Upper::Other => false,
     }
 }
@@ -44,12 +52,12 @@ pub fn tuple_of(packet: &Packet) -> (IpAddr, IpAddr, u8, Option<(u16, u16)>) {
     (packet.source, packet.destination, packet.protocol, ports)
 }
 
-/// Which flow: the identifier of an echo stands for both ports.
+/// Which flow: an identifier stands for both ports.
 pub fn passage(packet: &Packet) -> Passage {
     let (source, destination, protocol, ports) = tuple_of(packet);
     let (from, to) = match (&packet.upper, ports) {
         (_, Some(ports)) => ports,
-        (Upper::Icmp(icmp), None) if is_echo_request(packet, icmp) || is_echo_reply(packet, icmp) => (icmp.id, icmp.id),
+        (Upper::Icmp(icmp), None) if is_identified(packet, icmp) => (icmp.id, icmp.id),
         (_, None) => (0, 0),
     };
     Passage::new((source, from), (destination, to), protocol)

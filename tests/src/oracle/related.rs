@@ -1,8 +1,12 @@
 //! Packets that live by another packet's verdict: ICMP errors and later fragments.
 
+use std::net::IpAddr;
+
 use palisade_common::{Hook, Reason};
 
+use super::cluster::addresses;
 use super::flow::Passage;
+use super::guard::Own;
 use super::meaning::has_ports;
 use super::packet::{self, Icmp, Packet};
 use super::policy::Direction;
@@ -15,6 +19,10 @@ impl Oracle {
         let refused = Opinion::of([Reason::UnrelatedError]);
         let Some(quoted) = packet::quoted(&icmp.content, error.source) else { return refused };
         if quoted.source != error.destination {
+            return refused;
+        }
+        // A pod tells of what was sent to it.
+        if scene.hook == Hook::FromPod && !self.may_be(scene.ifindex, quoted.destination) {
             return refused;
         }
         let ports = (quoted.source_port, quoted.destination_port);
@@ -43,6 +51,13 @@ impl Oracle {
             }
         }
         if unclear { Opinion::either() } else { refused }
+    }
+
+    /// The address is the endpoint's own, or it is trusted with every one.
+    fn may_be(&self, ifindex: u32, address: IpAddr) -> bool {
+        let Some(endpoint) = self.endpoints.get(&ifindex) else { return false };
+        let of_pod = self.subject(endpoint).map(|subject| addresses(subject.pod)).unwrap_or_default();
+        self.cluster.trusted(&endpoint.namespace) || Own::new(endpoint, of_pod).has(address)
     }
 
     /// SEMANTICS 14.3: follows its first fragment.

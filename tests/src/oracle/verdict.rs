@@ -86,7 +86,7 @@ impl Oracle {
         }
         let always = match &reading.body {
             Body::Arp(_) => true,
-            Body::Ip(Some(packet)) => is_neighbour(step.hook, packet),
+            Body::Ip(Some(packet)) => is_neighbour(step.hook, packet, &own),
             Body::Ip(None) | Body::Other | Body::Unreadable => false,
         };
         if always {
@@ -418,9 +418,12 @@ impl Oracle {
 }
 
 fn without_endpoint(hook: Hook, body: &Body, from_node: bool) -> Opinion {
+    // What an endpoint says of itself of which nothing is known cannot be checked.
+    let nothing = Own { mac: [0; 6], addresses: Vec::new(), broadcasts: Vec::new() };
     let neighbour = match body {
+        Body::Arp(_) | Body::Ip(_) if hook == Hook::FromPod => false,
         Body::Arp(_) => true,
-        Body::Ip(Some(packet)) => is_neighbour(hook, packet),
+        Body::Ip(Some(packet)) => is_neighbour(hook, packet, &nothing),
         Body::Ip(None) | Body::Other | Body::Unreadable => false,
     };
     match (from_node, neighbour) {
