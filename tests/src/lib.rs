@@ -7,4 +7,5 @@ pub mod frame;
 pub mod judges;
 pub mod lab;
 pub mod oracle;
+pub mod prove;
 pub mod random;

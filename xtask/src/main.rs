@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod lab;
 mod paths;
+mod prove;
 mod setup;
 mod test;
 
@@ -18,6 +19,7 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   test     everything that must pass, from formatting to the live lab; `test --list` names the stages,
            `test STAGE…` runs only these
   demo     a node in network namespaces before and after the agent; `--keep` leaves it standing
+  prove    random cases before three judges: `--cases N --seed S [--loaded N] [--threads T]`; `--help` says more
   bench    speed: `in-kernel`, what a packet costs; `connections`, new ones per second; both without an argument
 ";
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         "build" => build::build().map(drop),
         "test" => test::run_test(&rest),
         "demo" => lab::run_program("palisade-demo", &rest),
+        "prove" => prove::prove(&rest),
         "bench" => bench::bench(&rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
