@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use palisade_common::Hook;
-use palisade_common::decide::{Frame, Meeting, Ruling, Tables, decide};
+use palisade_common::decide::{Meeting, Ruling, Tables, decide};
 use palisade_common::layout::{
     Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, RuleKey, RuleValue, Versioned,
 };
@@ -164,9 +164,9 @@ impl<'a> Flight<'a> {
 
     fn judge(&self, bytes: &[u8], meeting: Meeting) -> Ruling {
         let frame = FrameBytes { bytes, gso: false };
-        let (mut packet, mut quoted) = (Packet::default(), Packet::default());
+        let mut packet = Packet::default();
         parse::frame(&frame, &mut packet);
-        decide(&mut Frame { bytes: &frame, packet: &packet, quoted: &mut quoted }, self, meeting)
+        decide(&frame, &packet, self, meeting)
     }
 }
 
@@ -185,6 +185,14 @@ impl Tables for Flight<'_> {
     fn endpoint(&self, ifindex: u32) -> Option<Versioned> {
         let put = |write: &Write| if let Write::Endpoint(key, value) = write { Some((*key, *value)) } else { None };
         self.element(&ifindex, |sim| sim.endpoint(ifindex), put)
+    }
+
+    fn hint(&self, ifindex: u32, epoch: u32) -> Option<u32> {
+        self.flows.hint(ifindex, epoch)
+    }
+
+    fn put_hint(&self, ifindex: u32, epoch: u32, index: u32) {
+        self.flows.put_hint(ifindex, epoch, index);
     }
 
     fn record(&self, index: u32) -> Option<&EndpointRecord> {
@@ -248,6 +256,10 @@ impl Tables for Flight<'_> {
     }
 
     fn listens(&self, _: &EndpointRecord, _: u8, _: u8, _: (Address, u16)) -> Option<bool> {
+        None
+    }
+
+    fn is_connected(&self, _: &EndpointRecord, _: u8, _: (Address, u16), _: (Address, u16)) -> Option<bool> {
         None
     }
 
