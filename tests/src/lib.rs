@@ -8,4 +8,5 @@ pub mod fuzz;
 pub mod judges;
 pub mod lab;
 pub mod oracle;
+pub mod prove;
 pub mod random;

@@ -6,6 +6,7 @@ mod command;
 mod fuzz;
 mod lab;
 mod paths;
+mod prove;
 mod setup;
 mod test;
 
@@ -21,6 +22,7 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   demo     a node in network namespaces before and after the agent; `--keep` leaves it standing
   fuzz     arbitrary input before parser, decision function and door: `fuzz [TARGET…] [--seconds N] [--keep]`;
            `--keep` puts the fewest inputs that lead everywhere into tests/fuzz/corpus
+  prove    random cases before three judges: `--cases N --seed S [--loaded N] [--threads T]`; `--help` says more
   bench    speed: `in-kernel`, what a packet costs; `connections`, new ones per second; both without an argument
 ";
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         "test" => test::run_test(&rest),
         "demo" => lab::run_program("palisade-demo", &rest),
         "fuzz" => fuzz::fuzz(&rest),
+        "prove" => prove::prove(&rest),
         "bench" => bench::bench(&rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

@@ -54,6 +54,7 @@ impl Play {
                 Fate::Dropped(_) => self.outcome.flows_refused += 1,
                 Fate::Open => continue,
             }
+            self.outcome.cases += u64::from(self.all_answered);
             self.compare(fate, expectation, "opening")?;
             if fate == Fate::Passed {
                 let fate = self.flow_packet(&flow, 1, answer, expectation)?;

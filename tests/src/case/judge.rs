@@ -40,7 +40,7 @@ pub struct Endpoint {
     pub addresses: Vec<(IpAddr, u8)>,
     /// There before the node's first program.
     pub older: bool,
-    /// TCP and SCTP ports on which the pod's processes listen; `None`: it cannot be found out.
+    /// TCP ports on which the pod's processes listen; `None`: it cannot be found out.
     pub listening: Option<BTreeSet<u16>>,
 }
 

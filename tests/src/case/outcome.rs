@@ -33,21 +33,28 @@ pub struct Disagreement {
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub disagreements: Vec<Disagreement>,
+    /// New flows with a verdict that the text settles, about which every judge could be asked.
+    pub cases: u64,
+    /// Instants of change, the first state among them.
+    pub changes: u64,
     /// Probes by their result.
     pub flows_admitted: u64,
     pub flows_refused: u64,
     pub packets: u64,
     /// How often each reason was among what the oracle expects (the only one it expects).
     pub reasons: BTreeMap<Reason, u64>,
-    /// How often each reason was given by the judges.
-    pub given: BTreeMap<Reason, u64>,
+    /// How often each reason was given, by judge.
+    pub given: BTreeMap<&'static str, BTreeMap<Reason, u64>>,
     /// How often the text leaves the verdict open.
     pub open: u64,
 }
 
 impl Outcome {
     pub fn add(&mut self, other: Self) {
-        let Self { disagreements, flows_admitted, flows_refused, packets, reasons, given, open } = other;
+        let Self { disagreements, cases, changes, flows_admitted, flows_refused, packets, reasons, given, open } =
+            other;
+        self.cases += cases;
+        self.changes += changes;
         self.disagreements.extend(disagreements);
         self.flows_admitted += flows_admitted;
         self.flows_refused += flows_refused;
@@ -56,8 +63,11 @@ impl Outcome {
         for (reason, count) in reasons {
             *self.reasons.entry(reason).or_default() += count;
         }
-        for (reason, count) in given {
-            *self.given.entry(reason).or_default() += count;
+        for (judge, reasons) in given {
+            let own = self.given.entry(judge).or_default();
+            for (reason, count) in reasons {
+                *own.entry(reason).or_default() += count;
+            }
         }
     }
 }

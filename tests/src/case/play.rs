@@ -37,6 +37,7 @@ pub fn run(case: &Case, judges: Factory<'_>) -> Result<Outcome> {
         step: String::new(),
         step_number: 0,
         last: None,
+        all_answered: false,
     };
     play.objects(&case).context("objects")?;
     for (index, step) in case.steps.iter().enumerate() {
@@ -60,6 +61,8 @@ pub(super) struct Play {
     step_number: usize,
     /// The packet that was judged last, for what is told of it.
     last: Option<PacketStep>,
+    /// Every judge could be asked about it.
+    pub(super) all_answered: bool,
 }
 
 impl Play {
@@ -95,6 +98,7 @@ impl Play {
     }
 
     fn settle(&mut self) {
+        self.outcome.changes += 1;
         self.oracle.settle();
         for (_, judge) in &mut self.judges {
             judge.settle();
@@ -254,9 +258,10 @@ impl Play {
             .iter_mut()
             .filter_map(|(name, judge)| Some(Answer { judge: name, verdict: judge.packet(&packet)? }))
             .collect();
-        for Answer { verdict, .. } in &answers {
-            *self.outcome.given.entry(verdict.reason).or_default() += 1;
+        for Answer { judge, verdict } in &answers {
+            *self.outcome.given.entry(judge).or_default().entry(verdict.reason).or_default() += 1;
         }
+        self.all_answered = answers.len() == self.judges.len();
         let dropped_here = opinion.pass == Some(false) && wanted.at.is_none_or(|at| at == hook);
         let reason = wanted.reason.filter(|reason| reason.passes() == (opinion.pass == Some(true)) || dropped_here);
         let reason_fits = |given: Reason| reason.is_none_or(|reason| reason == given);

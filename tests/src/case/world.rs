@@ -131,6 +131,7 @@ impl World {
                 vec![self.put_namespace(namespace)]
             }
             ["delete", kind, name] => self.delete(kind, name)?,
+            ["delete", "pod", name, uid] => self.delete_pod_of(name, uid.strip_prefix("uid:").context("uid:UID")?)?,
             ["forget", "pod", name] => {
                 // The object goes, the veth stays.
                 vec![ObjectChange::Delete(self.pods.remove(name).with_context(|| format!("pod {name}"))?)]
@@ -260,6 +261,16 @@ impl World {
     fn remove_endpoint(&mut self, name: &str) -> Vec<ObjectChange> {
         let endpoint = self.endpoints.remove(name);
         endpoint.into_iter().map(|endpoint| ObjectChange::EndpointGone(endpoint.ifindex)).collect()
+    }
+
+    /// Another pod may have the name by now; then the world stays as it is.
+    fn delete_pod_of(&mut self, name: &str, uid: &str) -> Result<Vec<ObjectChange>> {
+        if self.pods.get(name).is_some_and(|pod| text(pod, "metadata.uid") == uid) {
+            return self.delete("pod", name);
+        }
+        let (namespace, own) = split(name)?;
+        let metadata = json!({"namespace": namespace, "name": own, "uid": uid});
+        Ok(vec![ObjectChange::Delete(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata}))])
     }
 
     fn delete(&mut self, kind: &str, name: &str) -> Result<Vec<ObjectChange>> {

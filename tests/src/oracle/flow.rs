@@ -37,6 +37,8 @@ pub struct Flow {
     pub opened: [bool; 2],
     /// ... as a process of the node.
     pub by_node: [bool; 2],
+    /// To which endpoint the node sent last.
+    pub node_to: Option<String>,
     /// With the instant of change at which each was last given.
     pub admissions: BTreeMap<Admission, u64>,
     /// What was first found to hold no longer, and in which second.
@@ -46,6 +48,8 @@ pub struct Flow {
     pub tcp: Closing,
     /// When the last packet passed (ns), by sender.
     pub seen: [u64; 2],
+    /// When the connection last came nearer to its end (ns).
+    ending: u64,
 }
 
 /// How far a TCP connection is closed.
@@ -60,7 +64,7 @@ pub struct Closing {
     reset_seen: bool,
 }
 
-/// How long after the last packet the last words of a closed connection are its own (ns).
+/// How long the last words of a closed connection are its own (ns), from its end or the last packet of who opened it.
 pub const LAST_WORDS: u64 = 10_000_000_000;
 /// How long an unconfirmed flow lives (ns).
 pub const UNCONFIRMED_LIFE: u64 = 2_000_000_000;
@@ -85,11 +89,13 @@ impl Flow {
             tuple,
             opened: [false; 2],
             by_node: [false; 2],
+            node_to: None,
             admissions: BTreeMap::new(),
             cut: None,
             unconfirmed: None,
             tcp: Closing::default(),
             seen: [0; 2],
+            ending: 0,
         }
     }
 
@@ -119,12 +125,20 @@ impl Flow {
         }
     }
 
-    /// `tcp` passed, sent by end `sender`; `certain`: the hook is the sender's own.
-    pub fn follow(&mut self, tcp: &Tcp, sender: usize, certain: bool) {
+    /// `tcp` passed at `time`, sent by end `sender`; `certain`: the hook is the sender's own.
+    pub fn follow(&mut self, tcp: &Tcp, sender: usize, certain: bool, time: u64) {
+        let before = self.tcp;
+        self.follow_flags(tcp, sender, certain);
+        let ending = |closing: &Closing| (closing.reset, closing.reset_seen, closing.fin_acknowledged);
+        if ending(&before) != ending(&self.tcp) {
+            self.ending = time;
+        }
+    }
+
+    fn follow_flags(&mut self, tcp: &Tcp, sender: usize, certain: bool) {
         let closing = &mut self.tcp;
         if tcp.syn && !tcp.ack {
             *closing = Closing::default();
-            return;
         }
         if tcp.rst {
             closing.reset |= certain;
@@ -150,10 +164,12 @@ impl Flow {
     /// Whether a TCP segment of the end that did not open the flow still answers it.
     pub fn answers(&self, tcp: &Tcp, sender: usize, time: u64) -> bool {
         let since = |then: u64| time.saturating_sub(then);
+        // Answers themselves do not prolong it.
+        let openers = (0..2).filter(|end| self.opened[*end] || *end != sender).map(|end| self.seen[end]);
+        let recent = since(openers.fold(self.ending, u64::max)) <= LAST_WORDS;
         if self.closed() {
-            let last_words = tcp.payload == 0 && !tcp.syn && (tcp.fin || tcp.rst || tcp.ack);
-            return last_words && since(self.seen[0].max(self.seen[1])) <= LAST_WORDS;
+            return recent && tcp.payload == 0 && !tcp.syn;
         }
-        !self.tcp.reset_seen || since(self.seen[1 - sender]) <= LAST_WORDS
+        !self.tcp.reset_seen || recent
     }
 }

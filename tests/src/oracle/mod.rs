@@ -20,7 +20,7 @@ use palisade_common::{Hook, Reason};
 use serde_json::Value;
 
 use self::cluster::{Cluster, text};
-use self::flow::Flow;
+use self::flow::{Flow, Tuple};
 use self::policy::Direction;
 use crate::case::{Endpoint, ObjectChange, PacketStep, Setup};
 
@@ -41,6 +41,8 @@ pub struct Oracle {
     /// Pods (by uid) that were known and not isolated once: they may have connections that nobody saw being opened.
     unisolated: BTreeSet<String>,
     flows: Vec<Flow>,
+    /// Flows of which a verdict was left open: what is remembered of them is the judge's business from then on.
+    undecided: BTreeSet<Tuple>,
     fragments: Vec<FirstFragment>,
     /// Mid-stream admissions: endpoint and second.
     midstream: Vec<(u32, u64)>,
@@ -49,7 +51,10 @@ pub struct Oracle {
     changed: bool,
 }
 
-/// A first fragment that passed.
+/// Of a first fragment whose verdict was left open: as if it were from before a change.
+const NO_EPOCH: u64 = u64::MAX;
+
+/// A first fragment that passed, or may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FirstFragment {
     hook: Hook,
@@ -109,6 +114,7 @@ impl Oracle {
             endpoints: BTreeMap::new(),
             unisolated: BTreeSet::new(),
             flows: Vec::new(),
+            undecided: BTreeSet::new(),
             fragments: Vec::new(),
             midstream: Vec::new(),
             epoch: 0,

@@ -32,18 +32,15 @@ pub fn isolated(cluster: &Cluster, pod: &Value, direction: Direction) -> bool {
     applying(cluster, pod, direction).next().is_some()
 }
 
-/// SEMANTICS 1.1 to 1.3. `None`: two live pods claim the peer's address, and it depends on which of them it is.
-pub fn admits(cluster: &Cluster, question: Question<'_>) -> Option<bool> {
+/// SEMANTICS 1.1 to 1.3.
+pub fn admits(cluster: &Cluster, question: Question<'_>) -> bool {
     if !isolated(cluster, question.subject, question.direction) {
-        return Some(true);
+        return true;
     }
     let claimants = cluster.pods_at(question.peer);
-    if claimants.is_empty() {
-        return Some(admits_as(cluster, question, None));
-    }
-    let mut answers = claimants.iter().map(|pod| admits_as(cluster, question, Some(pod)));
-    let first = answers.next()?;
-    answers.all(|answer| answer == first).then_some(first)
+    // An address that several live pods claim is none's (SEMANTICS 9.4).
+    let peer = if let [only] = claimants[..] { Some(only) } else { None };
+    admits_as(cluster, question, peer)
 }
 
 fn admits_as(cluster: &Cluster, question: Question<'_>, peer: Option<&Value>) -> bool {

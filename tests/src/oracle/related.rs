@@ -35,7 +35,9 @@ impl Oracle {
         };
         let there = Scene { hook, identity: scene.identity.clone(), ..*scene };
         let Some(known) = self.flow(&there, &passage) else { return refused };
-        let mut unclear = false;
+        if self.undecided.contains(&passage.tuple) {
+            return Opinion::either();
+        }
         for (opener, direction, reverse) in
             [(passage.sender, there.direction(), false), (passage.receiver(), there.opposite(), true)]
         {
@@ -45,12 +47,11 @@ impl Oracle {
             let by_node = known.by_node[opener] && direction == Direction::Ingress;
             let kept = self.kept(&there, known, opener, direction);
             match self.ask(&there, flow, reverse) {
-                Answer::Unclear => unclear = true,
                 Answer::Refused if !kept && !by_node => {}
                 Answer::Admitted | Answer::Refused => return Opinion::of([Reason::RelatedError]),
             }
         }
-        if unclear { Opinion::either() } else { refused }
+        refused
     }
 
     /// The address is the endpoint's own, or it is trusted with every one.

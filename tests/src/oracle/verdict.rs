@@ -11,7 +11,7 @@ use super::meaning::{answers, is_error, opens, passage, tuple_of};
 use super::packet::{self, Body, Packet, Upper, is_first, is_later};
 use super::policy::{Direction, Question, admits};
 use super::related::{first_fragment, same_datagram};
-use super::{Opinion, Oracle};
+use super::{NO_EPOCH, Opinion, Oracle};
 use crate::case::{Existing, PacketStep};
 
 /// Everything about the endpoint that one packet's judgement needs.
@@ -19,10 +19,12 @@ pub(super) struct Scene {
     pub(super) hook: Hook,
     pub(super) ifindex: u32,
     pub(super) time: u64,
-    /// Identity of the pod; for a closed endpoint, of its veth.
+    /// Of the pod and its veth: a pod's new veth has none of its old one's flows.
     pub(super) identity: String,
     pub(super) closed: bool,
     pub(super) midstream: bool,
+    /// May send from any address.
+    pub(super) trusted: bool,
 }
 
 impl Scene {
@@ -47,8 +49,6 @@ impl Scene {
 pub(super) enum Answer {
     Admitted,
     Refused,
-    /// Nobody can say (two live pods claim the address).
-    Unclear,
 }
 
 impl Oracle {
@@ -72,10 +72,12 @@ impl Oracle {
             ifindex: step.ifindex,
             time: step.time,
             midstream: endpoint.older || self.unisolated.contains(&identity),
-            identity,
+            identity: format!("{identity} behind {}", step.ifindex),
             closed,
+            trusted,
         };
-        let wrong = if trusted { Vec::new() } else { violations(step.hook, &reading, &own) };
+        // Whose namespace a closed endpoint's pod is in need not be known.
+        let wrong = if trusted && !closed { Vec::new() } else { violations(step.hook, &reading, &own) };
         if closed && !wrong.is_empty() && !from_node {
             // What is known of a closed endpoint may be too little to tell, and little passes there anyway.
             return Opinion { pass: Some(false), ..Opinion::either() };
@@ -137,8 +139,11 @@ impl Oracle {
             return self.related(scene, packet, icmp);
         }
         let opinion = self.judge_flow(scene, packet);
-        if is_first(packet) && opinion.pass == Some(true) {
-            let first = first_fragment(scene, packet, self.epoch);
+        if is_first(packet) && opinion.pass != Some(false) {
+            let mut first = first_fragment(scene, packet, self.epoch);
+            if opinion.pass.is_none() {
+                first.epoch = NO_EPOCH;
+            }
             self.fragments.retain(|other| !same_datagram(other, &first));
             self.fragments.push(first);
         }
@@ -151,7 +156,9 @@ impl Oracle {
         let answer = scene.hook == Hook::FromPod
             && !opens(packet)
             && self.flow(scene, &passage).is_some_and(|flow| {
-                flow.by_node[passage.receiver()] && answers(flow, packet, passage.sender, scene.time)
+                flow.by_node[passage.receiver()]
+                    && flow.node_to.as_ref() == Some(&scene.identity)
+                    && answers(flow, packet, passage.sender, scene.time)
             });
         Opinion::of([if answer && !is_later(packet) { Reason::Reply } else { Reason::Closed }])
     }
@@ -189,6 +196,7 @@ impl Oracle {
             let flow = self.flow_entry(scene, &passage);
             flow.opened[passage.sender] = true;
             flow.by_node[passage.sender] = true;
+            flow.node_to = Some(scene.identity.clone());
         }
         self.note(scene, packet, &passage);
     }
@@ -196,14 +204,14 @@ impl Oracle {
     /// Keeps time, and how far TCP is closed, of a packet that passes.
     fn note(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) {
         let time = scene.time;
-        let certain = scene.hook == Hook::FromPod;
+        let certain = scene.hook == Hook::FromPod && !scene.trusted;
         let flow = self.flow_entry(scene, passage);
         flow.seen[passage.sender] = time;
         if flow.opened[passage.sender] {
             flow.unconfirmed = None;
         }
         if let Upper::Tcp(tcp) = &packet.upper {
-            flow.follow(tcp, passage.sender, certain);
+            flow.follow(tcp, passage.sender, certain, time);
         }
     }
 
@@ -219,11 +227,7 @@ impl Oracle {
             protocol,
             port: ports.map(|(source, destination)| if reverse { source } else { destination }),
         };
-        match admits(&self.cluster, question) {
-            Some(true) => Answer::Admitted,
-            Some(false) => Answer::Refused,
-            None => Answer::Unclear,
-        }
+        if admits(&self.cluster, question) { Answer::Admitted } else { Answer::Refused }
     }
 
     pub(super) fn kept(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
@@ -234,6 +238,9 @@ impl Oracle {
     /// A packet of a flow, with its whole headers.
     fn judge_flow(&mut self, scene: &Scene, packet: &Packet) -> Opinion {
         let passage = passage(packet);
+        if self.undecided.contains(&passage.tuple) {
+            return Opinion::either();
+        }
         if opens(packet) {
             return self.own_direction(scene, packet, &passage, [Reason::Allowed, Reason::Established].as_slice());
         }
@@ -256,7 +263,6 @@ impl Oracle {
         let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
         if forward {
             match self.ask(scene, tuple_of(packet), false) {
-                Answer::Unclear => return self.undecided(&passage),
                 Answer::Refused if !forward_kept => {}
                 Answer::Admitted | Answer::Refused => {
                     self.admit(scene, &passage, sender, scene.direction());
@@ -272,7 +278,6 @@ impl Oracle {
         if answering {
             let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
             match answer {
-                Answer::Unclear => return self.undecided(&passage),
                 Answer::Refused if !reply_kept => {}
                 Answer::Admitted | Answer::Refused => {
                     if !from_node {
@@ -305,7 +310,6 @@ impl Oracle {
             // Whether a change reached that judgement is the judge's business: the verdict counts where both ways give the same.
             let (reply, own) = (self.ask(scene, tuple_of(packet), true), self.ask(scene, tuple_of(packet), false));
             return match (reply, own) {
-                (Answer::Unclear, _) | (_, Answer::Unclear) => self.undecided(passage),
                 (Answer::Admitted, Answer::Admitted) => {
                     self.admit(scene, passage, receiver, scene.opposite());
                     self.note(scene, packet, passage);
@@ -314,7 +318,7 @@ impl Oracle {
                 (Answer::Refused, Answer::Refused) if !reply_kept && !forward_kept => {
                     Opinion::of([Reason::Revoked, Reason::NoRule])
                 }
-                (Answer::Admitted | Answer::Refused, Answer::Admitted | Answer::Refused) => Opinion::either(),
+                (Answer::Admitted | Answer::Refused, Answer::Admitted | Answer::Refused) => self.undecided(passage),
             };
         }
         let ours = Admission { opener: sender, direction: scene.direction(), endpoint: scene.identity.clone() };
@@ -327,7 +331,6 @@ impl Oracle {
         if flow.opened[receiver] && !(apart && own.is_some()) {
             let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
             match answer {
-                Answer::Unclear => return self.undecided(passage),
                 Answer::Refused if !reply_kept => cut = self.admitted(scene, &flow, receiver, scene.opposite()),
                 Answer::Admitted | Answer::Refused => {
                     if !from_node {
@@ -365,7 +368,6 @@ impl Oracle {
     /// Judged as an opening of its own, whatever is known.
     fn own_direction(&mut self, scene: &Scene, packet: &Packet, passage: &Passage, reasons: &[Reason]) -> Opinion {
         match self.ask(scene, tuple_of(packet), false) {
-            Answer::Unclear => self.undecided(passage),
             Answer::Refused => Opinion::of([Reason::NoRule, Reason::Revoked]),
             Answer::Admitted => {
                 self.admit(scene, passage, passage.sender, scene.direction());
@@ -383,7 +385,7 @@ impl Oracle {
 
     /// From now on every verdict about this flow may be either.
     fn undecided(&mut self, passage: &Passage) -> Opinion {
-        self.flows.retain(|flow| flow.tuple != passage.tuple);
+        self.undecided.insert(passage.tuple.clone());
         Opinion::either()
     }
 
@@ -392,6 +394,7 @@ impl Oracle {
         let (source_port, destination_port) = tuple_of(packet).3.expect("TCP and SCTP have ports");
         let local = if scene.hook == Hook::FromPod { source_port } else { destination_port };
         let listening = self.endpoints.get(&scene.ifindex).and_then(|endpoint| endpoint.listening.as_ref());
+        let listening = listening.filter(|_| packet.protocol == 6);
         let opened_by_sender = listening.map(|ports| ports.contains(&local) == (scene.hook == Hook::ToPod));
         if opened_by_sender != Some(false) {
             let opinion = self.own_direction(scene, packet, passage, &[Reason::Allowed, Reason::Midstream]);
@@ -400,7 +403,6 @@ impl Oracle {
             }
         }
         match self.ask(scene, tuple_of(packet), true) {
-            Answer::Unclear => return self.undecided(passage),
             Answer::Refused => return Opinion::of([Reason::NoRule]),
             Answer::Admitted => {}
         }

@@ -1,70 +1,116 @@
 //! A random cluster: few labels, addresses and ports, so that policies and packets meet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Dice;
 
 pub const NAMESPACES: [&str; 3] = ["x", "y", "z"];
-const KEYS: [&str; 3] = ["app", "tier", "env"];
-const VALUES: [&str; 3] = ["a", "b", ""];
+pub const KEYS: [&str; 3] = ["app", "tier", "env"];
+pub const VALUES: [&str; 3] = ["a", "b", ""];
 pub const PORTS: [u16; 6] = [53, 80, 81, 443, 8080, 9000];
-const PORT_NAMES: [&str; 3] = ["web", "dns", "db"];
-const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
-/// Blocks that nest and overlap, around pods, nodes and strangers.
-const BLOCKS: [&str; 18] = [
-    "0.0.0.0/0",
-    "10.0.0.0/8",
-    "10.244.0.0/16",
-    "10.244.0.0/24",
-    "10.244.0.8/29",
-    "10.244.0.12/32",
-    "10.244.1.0/24",
-    "10.244.1.8/30",
-    "192.0.2.0/24",
-    "192.0.2.0/25",
-    "192.168.0.2/32",
-    "::/0",
-    "fd00:244::/32",
-    "fd00:244::8/125",
-    "fd00:245::/64",
-    "2001:db8::/32",
-    "2001:db8:1::/48",
-    "fe80::/10",
-];
+pub const PORT_NAMES: [&str; 3] = ["web", "dns", "db"];
+pub const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
 #[derive(Clone, Debug)]
 pub struct Pod {
     /// `namespace/name`.
     pub name: String,
+    pub uid: usize,
     pub local: bool,
     pub host_network: bool,
     pub finished: bool,
     pub six: bool,
     /// Number that its addresses are made of.
     pub address: u8,
+    /// The API has told of it.
+    pub known: bool,
+    /// Its veth is there (pods of this node only).
+    pub veth: bool,
+    /// It has its addresses; else it is pending.
+    pub addressed: bool,
+    /// Another pod has its address already, and it is about to go.
+    pub leaving: bool,
+    /// Labels, ports and options, as they were first told.
+    pub words: String,
 }
 
 #[derive(Clone, Debug)]
 pub struct Cluster {
     pub pods: Vec<Pod>,
-    policies: Vec<String>,
+    pub(super) policies: Vec<String>,
+    /// Those whose objects are there.
+    pub(super) namespaces: BTreeSet<&'static str>,
+    /// Deletions of pods that come after their successors.
+    pub(super) late: Vec<String>,
     next_pod: usize,
+    pub(super) next_uid: usize,
     /// Numbers of addresses whose pods are gone, by node.
-    free: BTreeMap<bool, Vec<u8>>,
+    pub(super) free: BTreeMap<bool, Vec<u8>>,
     next_address: u8,
+}
+
+impl Pod {
+    /// Packets can be sent from and to its veth.
+    pub fn is_reachable(&self) -> bool {
+        self.local && self.veth && self.addressed && !self.host_network && !self.finished
+    }
+
+    /// Its own address in one family.
+    pub fn ip(&self, six: bool) -> String {
+        let net = u8::from(!self.local);
+        match (self.host_network, six) {
+            (true, false) => format!("192.168.0.{}", 1 + net),
+            (true, true) => format!("fd01::{}", 1 + net),
+            (false, false) => format!("10.244.{net}.{}", self.address),
+            (false, true) => format!("fd00:24{}::{}", 4 + net, self.address),
+        }
+    }
+
+    pub fn ips(&self) -> Vec<String> {
+        let six = self.six && !self.host_network;
+        std::iter::once(self.ip(false)).chain(six.then(|| self.ip(true))).collect()
+    }
+
+    /// The line that tells of it as it is now, except that labels are those of its beginning.
+    pub fn line(&self) -> String {
+        let mut line = format!("pod {}{} uid:u{}", self.name, self.words, self.uid);
+        if self.addressed {
+            for address in self.ips() {
+                line += &format!(" {address}");
+            }
+        } else {
+            line += " phase:Pending";
+        }
+        if self.host_network {
+            line += " hostNetwork";
+        }
+        if !self.local {
+            line += " node:n2";
+        }
+        line
+    }
 }
 
 impl Cluster {
     pub fn new() -> Self {
-        Self { pods: Vec::new(), policies: Vec::new(), next_pod: 0, free: BTreeMap::new(), next_address: 8 }
+        Self {
+            pods: Vec::new(),
+            policies: Vec::new(),
+            namespaces: NAMESPACES.into(),
+            late: Vec::new(),
+            next_pod: 0,
+            next_uid: 1,
+            free: BTreeMap::new(),
+            next_address: 8,
+        }
     }
 
     pub fn objects(&mut self, dice: &mut Dice) -> Vec<Value> {
         let mut objects = vec![json!("node n1 192.168.0.1 fd01::1"), json!("node n2 192.168.0.2 fd01::2")];
         for namespace in NAMESPACES {
-            objects.push(json!(format!("ns {namespace}{}", labels(dice))));
+            objects.push(namespace_line(namespace, dice));
         }
         for index in 0..6 + dice.below(4) {
             // Two pods of this node at least.
@@ -74,6 +120,9 @@ impl Cluster {
         for _ in 0..6 + dice.below(6) {
             objects.push(self.policy(dice));
         }
+        if dice.percent(40) {
+            dice.shuffle(&mut objects);
+        }
         objects
     }
 
@@ -82,132 +131,83 @@ impl Cluster {
         let fitting: Vec<&Pod> = self
             .pods
             .iter()
-            .filter(|pod| pod.local == local && !(local && (pod.host_network || pod.finished)))
+            .filter(|pod| if local { pod.is_reachable() } else { !pod.local && pod.known && pod.addressed })
             .collect();
         if fitting.is_empty() { None } else { Some((*dice.pick(&fitting)).clone()) }
+    }
+
+    /// Whether packets of this family can be sent from and to the pod of this name.
+    pub fn reachable(&self, name: &str, six: bool) -> bool {
+        self.pods.iter().any(|pod| pod.name == name && pod.is_reachable() && (pod.six || !six))
     }
 
     pub fn new_pod(&mut self, dice: &mut Dice, local: bool) -> Value {
         let name = format!("{}/p{}", dice.pick(&NAMESPACES), self.next_pod);
         self.next_pod += 1;
+        let host_network = dice.percent(6);
+        let pod = self.pod(dice, name, local, host_network);
+        let line = pod.line();
+        self.pods.push(pod);
+        json!(line)
+    }
+
+    /// A pod that is known and has its addresses, not yet one of the cluster's.
+    pub(super) fn pod(&mut self, dice: &mut Dice, name: String, local: bool, host_network: bool) -> Pod {
+        let uid = self.next_uid;
+        self.next_uid += 1;
         let reused = if dice.percent(60) { self.free.entry(local).or_default().pop() } else { None };
         let address = reused.unwrap_or_else(|| {
             self.next_address += 1;
             self.next_address
         });
-        let six = dice.percent(80);
-        let host_network = dice.percent(6);
-        let net = u8::from(!local);
-        let mut line = format!("pod {name}{}", labels(dice));
-        if host_network {
-            line += if local { " 192.168.0.1 hostNetwork" } else { " 192.168.0.2 hostNetwork" };
-        } else {
-            line += &format!(" 10.244.{net}.{address}");
-            if six {
-                line += &format!(" fd00:24{}::{address}", 4 + net);
-            }
-        }
-        if !local {
-            line += " node:n2";
-        }
+        let six = dice.percent(80) && !host_network;
+        let mut words = labels(dice);
         for port in PORT_NAMES {
             if dice.percent(60) {
                 let kind = if dice.percent(60) { "port" } else { "init" };
-                line += &format!(" {kind}:{port}={}/{}", dice.pick(&PORTS), dice.pick(&PROTOCOLS));
+                words += &format!(" {kind}:{port}={}/{}", dice.pick(&PORTS), dice.pick(&PROTOCOLS));
             }
         }
         for (option, chance) in [("terminating", 8), ("older", 25)] {
             if dice.percent(chance) {
-                line += &format!(" {option}");
+                words += &format!(" {option}");
             }
         }
-        self.pods.push(Pod { name, local, host_network, finished: false, six: six && !host_network, address });
-        json!(line)
+        Pod {
+            name,
+            uid,
+            local,
+            host_network,
+            finished: false,
+            six,
+            address,
+            known: true,
+            veth: true,
+            addressed: true,
+            leaving: false,
+            words,
+        }
     }
 
-    pub fn policy(&mut self, dice: &mut Dice) -> Value {
-        let known = self.policies.len() > 5 && dice.percent(40);
-        let name = if known {
-            dice.pick(&self.policies).clone()
-        } else {
-            format!("{}/q{}", dice.pick(&NAMESPACES), self.policies.len())
-        };
-        if !known {
-            self.policies.push(name.clone());
+    pub fn relabel(&mut self, dice: &mut Dice) -> Option<Value> {
+        let key = *dice.pick(&KEYS);
+        let value = if dice.percent(20) { Value::Null } else { json!(dice.pick(&VALUES)) };
+        let patch = json!({"metadata": {"labels": {key: value}}});
+        let namespaces: Vec<&str> = self.namespaces.iter().copied().collect();
+        if dice.percent(25) && !namespaces.is_empty() {
+            return Some(json!({format!("patch ns {}", dice.pick(&namespaces)): patch}));
         }
-        let mut spec = Map::new();
-        if dice.percent(90) {
-            let subject = if dice.percent(55) { json!({}) } else { selector(dice) };
-            spec.insert("podSelector".to_owned(), subject);
-        }
-        match dice.below(10) {
-            0 => {}
-            1 | 2 => drop(spec.insert("policyTypes".to_owned(), json!([]))),
-            3 => drop(spec.insert("policyTypes".to_owned(), Value::Null)),
-            4 => drop(spec.insert("policyTypes".to_owned(), json!(["Ingress"]))),
-            5 => drop(spec.insert("policyTypes".to_owned(), json!(["Egress"]))),
-            _ => drop(spec.insert("policyTypes".to_owned(), json!(["Ingress", "Egress"]))),
-        }
-        for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
-            match dice.below(12) {
-                0 => {}
-                1 => drop(spec.insert(direction.to_owned(), Value::Null)),
-                2 => drop(spec.insert(direction.to_owned(), json!([]))),
-                count => {
-                    let rules: Vec<Value> = (0..1 + count % 3).map(|_| rule(dice, peers)).collect();
-                    spec.insert(direction.to_owned(), json!(rules));
-                }
-            }
-        }
-        let key = format!("policy {name}");
-        json!({key: spec})
-    }
-
-    pub fn delete_policy(&mut self, dice: &mut Dice) -> Option<Value> {
-        if self.policies.len() < 2 {
+        let known: Vec<&Pod> = self.pods.iter().filter(|pod| pod.known).collect();
+        if known.is_empty() {
             return None;
         }
-        let at = dice.below(self.policies.len());
-        let name = self.policies.remove(at);
-        // A policy that was written more than once is listed as often.
-        self.policies.retain(|other| *other != name);
-        Some(json!(format!("delete policy {name}")))
+        Some(json!({format!("patch pod {}", dice.pick(&known).name): patch}))
     }
+}
 
-    pub fn delete_pod(&mut self, dice: &mut Dice) -> Option<Value> {
-        if self.pods.len() < 5 {
-            return None;
-        }
-        let at = dice.below(self.pods.len());
-        let locals = self.pods.iter().filter(|pod| pod.local).count();
-        if self.pods[at].local && locals < 3 {
-            return None;
-        }
-        let pod = self.pods.remove(at);
-        if !pod.host_network && !pod.finished {
-            self.free.entry(pod.local).or_default().push(pod.address);
-        }
-        Some(json!(format!("delete pod {}", pod.name)))
-    }
-
-    /// A pod of the other node ends; its address may be another's from now on.
-    pub fn finish_pod(&mut self, dice: &mut Dice) -> Option<Value> {
-        let phase = *dice.pick(&["Succeeded", "Failed"]);
-        let pod = self.pods.iter_mut().find(|pod| !pod.local && !pod.finished && !pod.host_network)?;
-        pod.finished = true;
-        self.free.entry(false).or_default().push(pod.address);
-        let key = format!("patch pod {}", pod.name);
-        Some(json!({key: {"status": {"phase": phase}}}))
-    }
-
-    pub fn relabel(&mut self, dice: &mut Dice) -> Value {
-        let labels = format!(" {}={}", dice.pick(&KEYS), dice.pick(&VALUES));
-        if dice.percent(25) || self.pods.is_empty() {
-            return json!(format!("label ns {}{labels}", dice.pick(&NAMESPACES)));
-        }
-        let pod = dice.pick(&self.pods);
-        json!(format!("label pod {}{labels}", pod.name))
-    }
+pub fn namespace_line(namespace: &str, dice: &mut Dice) -> Value {
+    let trusted = if dice.percent(5) { " trusted" } else { "" };
+    json!(format!("ns {namespace}{}{trusted}", labels(dice)))
 }
 
 fn labels(dice: &mut Dice) -> String {
@@ -218,101 +218,4 @@ fn labels(dice: &mut Dice) -> String {
         }
     }
     line
-}
-
-fn selector(dice: &mut Dice) -> Value {
-    let key = *dice.pick(&KEYS);
-    let value = *dice.pick(&VALUES);
-    let expression = |dice: &mut Dice| {
-        let key = *dice.pick(&KEYS);
-        let first = *dice.pick(&VALUES);
-        let second = *dice.pick(&VALUES);
-        match dice.below(20) {
-            0..=5 => json!({"key": key, "operator": "In", "values": [first, second]}),
-            6..=11 => json!({"key": key, "operator": "NotIn", "values": [first]}),
-            12..=15 => json!({"key": key, "operator": "Exists"}),
-            16..=18 => json!({"key": key, "operator": "DoesNotExist"}),
-            // Not valid (SEMANTICS 4.4).
-            _ => json!({"key": key, "operator": "In", "values": []}),
-        }
-    };
-    match dice.below(6) {
-        0 => json!({}),
-        1 => json!({"matchLabels": {}, "matchExpressions": null}),
-        2 | 3 => json!({"matchLabels": {key: value}}),
-        4 => json!({"matchExpressions": [expression(dice)]}),
-        _ => json!({"matchLabels": {key: value}, "matchExpressions": [expression(dice)]}),
-    }
-}
-
-fn rule(dice: &mut Dice, peers_key: &str) -> Value {
-    let mut rule = Map::new();
-    match dice.below(16) {
-        0 => {}
-        1 => drop(rule.insert(peers_key.to_owned(), json!([]))),
-        _ => {
-            let peers: Vec<Value> = (0..1 + dice.below(3)).map(|_| peer(dice)).collect();
-            rule.insert(peers_key.to_owned(), json!(peers));
-        }
-    }
-    match dice.below(10) {
-        0..=3 => {}
-        4 => drop(rule.insert("ports".to_owned(), json!([]))),
-        _ => {
-            let ports: Vec<Value> = (0..1 + dice.below(3)).map(|_| port(dice)).collect();
-            rule.insert("ports".to_owned(), json!(ports));
-        }
-    }
-    json!(rule)
-}
-
-fn peer(dice: &mut Dice) -> Value {
-    match dice.below(20) {
-        0..=4 => json!({"podSelector": selector(dice)}),
-        5..=8 => json!({"namespaceSelector": selector(dice)}),
-        9 => json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": dice.pick(&NAMESPACES)}}}),
-        10..=12 => json!({"namespaceSelector": selector(dice), "podSelector": selector(dice)}),
-        13..=18 => block(dice),
-        _ => json!({}),
-    }
-}
-
-/// Excepts are drawn from the same list; those that are not inside are left out, so that most blocks are valid.
-fn block(dice: &mut Dice) -> Value {
-    let cidr = *dice.pick(&BLOCKS);
-    let mut excepts = Vec::new();
-    if dice.percent(50) {
-        let outer = crate::oracle::cidr::Cidr::read(cidr).expect("the list has CIDRs only");
-        for _ in 0..4 {
-            let except = *dice.pick(&BLOCKS);
-            let inner = crate::oracle::cidr::Cidr::read(except).expect("the list has CIDRs only");
-            if inner.strictly_inside(&outer) {
-                excepts.push(except);
-            }
-        }
-    }
-    if excepts.is_empty() {
-        json!({"ipBlock": {"cidr": cidr}})
-    } else {
-        json!({"ipBlock": {"cidr": cidr, "except": excepts}})
-    }
-}
-
-fn port(dice: &mut Dice) -> Value {
-    let mut port = Map::new();
-    if dice.percent(70) {
-        port.insert("protocol".to_owned(), json!(dice.pick(&PROTOCOLS)));
-    }
-    match dice.below(10) {
-        0 | 1 => {}
-        2 | 3 => drop(port.insert("port".to_owned(), json!(dice.pick(&PORT_NAMES)))),
-        4..=6 => {
-            let first = *dice.pick(&PORTS);
-            let last = if dice.percent(90) { first.saturating_add(dice.below(500) as u16) } else { 1 };
-            port.insert("port".to_owned(), json!(first));
-            port.insert("endPort".to_owned(), json!(last));
-        }
-        _ => drop(port.insert("port".to_owned(), json!(dice.pick(&PORTS)))),
-    }
-    json!(port)
 }

@@ -3,7 +3,13 @@
 //! A random case is a [`Case`] like a written one, so that what is left of it after shrinking can be read, and put among the written.
 
 mod cluster;
+mod life;
+mod odd;
+mod policy;
 mod traffic;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -39,6 +45,12 @@ impl Dice {
     pub fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
         &list[self.below(list.len())]
     }
+
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+        for last in (1..list.len()).rev() {
+            list.swap(last, self.below(last + 1));
+        }
+    }
 }
 
 /// The case of a seed.
@@ -51,7 +63,7 @@ pub fn case(seed: u64) -> Case {
         case: format!("seed {seed}"),
         text: String::new(),
         world: "none".to_owned(),
-        existing: if dice.percent(15) { "keep" } else { "cut" }.to_owned(),
+        existing: if dice.percent(20) { "keep" } else { "cut" }.to_owned(),
         budget: if dice.percent(25) { 1 } else { 1000 },
         collapsed: false,
         objects,
@@ -61,7 +73,11 @@ pub fn case(seed: u64) -> Case {
 
 /// The case with everything taken away that the disagreement does not need.
 pub fn shrink(case: &Case, judges: Factory<'_>) -> Case {
-    let disagrees = |case: &Case| run(case, judges).is_ok_and(|outcome| !outcome.disagreements.is_empty());
+    let disagrees = |case: &Case| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(case, judges)));
+        // A case that cannot be played says nothing; a judge that panics does.
+        outcome.map_or(true, |outcome| outcome.is_ok_and(|outcome| !outcome.disagreements.is_empty()))
+    };
     let mut small = case.whole().unwrap_or_else(|_| case.clone());
     loop {
         let before = size(&small);
@@ -72,6 +88,12 @@ pub fn shrink(case: &Case, judges: Factory<'_>) -> Case {
             return small;
         }
     }
+}
+
+/// What a judge said when it panicked.
+pub fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    format!("a judge panicked: {}", text.unwrap_or("without a word"))
 }
 
 fn size(case: &Case) -> usize {

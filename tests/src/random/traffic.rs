@@ -6,51 +6,87 @@ use serde_json::{Value, json};
 use super::Dice;
 use super::cluster::{Cluster, PORTS, Pod};
 
-const STRANGERS: [&str; 3] = ["192.0.2.7", "192.0.2.200", "10.9.9.9"];
-const STRANGERS_V6: [&str; 3] = ["2001:db8::7", "2001:db8:1::7", "fd00:99::7"];
+pub const STRANGERS: [&str; 3] = ["192.0.2.7", "192.0.2.200", "10.9.9.9"];
+pub const STRANGERS_V6: [&str; 3] = ["2001:db8::7", "2001:db8:1::7", "fd00:99::7"];
+/// Source ports that several flows have, so that one is opened where another was.
+const SHARED_PORTS: [u16; 3] = [80, 4000, 4001];
+/// Below 30 s in all: the oracle knows nothing of how long a silent flow is remembered, and ping's are forgotten first.
+const WAIT_MAX: usize = 26;
 
 /// A flow that was named.
-struct Flow {
-    name: String,
-    kind: &'static str,
+pub struct Flow {
+    pub name: String,
+    pub kind: &'static str,
+    /// Source and destination with their ports, as packets name them.
+    pub ends: [String; 2],
+    /// The same without ports.
+    pub hosts: [String; 2],
+    pub six: bool,
+}
+
+/// One end of a packet: `x/a:80`, `x/a@6:80`, `[2001:db8::7]:80`.
+pub fn end(name: &str, six: bool, port: Option<u16>) -> String {
+    let host = host(name, six);
+    match port {
+        Some(port) if host.contains(':') => format!("[{host}]:{port}"),
+        Some(port) => format!("{host}:{port}"),
+        None => host,
+    }
+}
+
+/// A name or address in one family.
+pub fn host(name: &str, six: bool) -> String {
+    if six && !name.contains(':') { format!("{name}@6") } else { name.to_owned() }
+}
+
+pub fn stranger(dice: &mut Dice, six: bool) -> &'static str {
+    *dice.pick(if six { &STRANGERS_V6 } else { &STRANGERS })
 }
 
 pub fn steps(cluster: &mut Cluster, dice: &mut Dice) -> Vec<Value> {
     let mut steps = Vec::new();
     let mut flows: Vec<Flow> = Vec::new();
+    let mut waited = 0;
+    // A program under test can be shown no sockets, so few cases have some.
+    let has_listeners = dice.percent(12);
     for _ in 0..24 + dice.below(16) {
         match dice.below(100) {
-            0..=14 => steps.extend(change(cluster, dice)),
+            0..=14 => steps.extend(cluster.change(dice)),
             15..=19 => {
                 // Several at one instant.
-                let changes: Vec<Value> = (0..3).filter_map(|_| change(cluster, dice)).collect();
+                let changes: Vec<Value> = (0..3).filter_map(|_| cluster.change(dice)).flat_map(flat).collect();
                 steps.push(Value::Array(changes));
             }
-            20..=54 => steps.extend((0..4).filter_map(|_| probe(cluster, dice))),
-            55..=64 => steps.extend(open(cluster, dice, &mut flows)),
-            65..=84 => steps.extend(follow(&flows, dice)),
-            _ => steps.extend(odd(cluster, dice)),
+            20..=51 => steps.extend((0..4).filter_map(|_| probe(cluster, dice))),
+            52..=61 => steps.extend(open(cluster, dice, &mut flows)),
+            62..=82 => steps.extend(follow(cluster, &flows, dice)),
+            83..=85 if has_listeners => steps.extend(cluster.listen(dice)),
+            83..=96 => steps.extend(super::odd::odd(cluster, dice)),
+            97 | 98 => {
+                // Sums of these keep away from what lasts two, ten or thirty seconds.
+                let seconds = *dice.pick(&[3, 8, 12]);
+                if waited + seconds <= WAIT_MAX {
+                    waited += seconds;
+                    steps.push(json!(format!("wait {seconds}s")));
+                }
+            }
+            _ if dice.percent(30) => steps.push(json!("empty")),
+            _ => {}
         }
     }
     steps
 }
 
-fn change(cluster: &mut Cluster, dice: &mut Dice) -> Option<Value> {
-    match dice.below(20) {
-        0..=5 => Some(cluster.policy(dice)),
-        6 | 7 => cluster.delete_policy(dice),
-        8..=13 => Some(cluster.relabel(dice)),
-        14 | 15 => cluster.delete_pod(dice),
-        16..=18 => {
-            let local = dice.percent(60);
-            Some(cluster.new_pod(dice, local))
-        }
-        _ => cluster.finish_pod(dice),
+/// What happens at one instant cannot be nested.
+fn flat(step: Value) -> Vec<Value> {
+    match step {
+        Value::Array(items) => items,
+        other => vec![other],
     }
 }
 
-/// Two ends of which one at least is on this node, a kind, and a family that both have.
-fn ends(cluster: &Cluster, dice: &mut Dice) -> Option<(String, String, &'static str)> {
+/// Two ends of which one at least is on this node, and a family that both have.
+fn ends(cluster: &Cluster, dice: &mut Dice) -> Option<(String, String, bool)> {
     let here = cluster.any(dice, true)?;
     let six = here.six && dice.percent(50);
     let far = |pod: Option<Pod>| pod.filter(|pod| !six || pod.six).map(|pod| pod.name);
@@ -59,41 +95,58 @@ fn ends(cluster: &Cluster, dice: &mut Dice) -> Option<(String, String, &'static 
         5..=8 => far(cluster.any(dice, false)),
         9 => Some("n2".to_owned()),
         10 => Some("node".to_owned()),
-        _ => Some((*dice.pick(if six { &STRANGERS_V6 } else { &STRANGERS })).to_owned()),
+        _ => Some(stranger(dice, six).to_owned()),
     }?;
-    let family = if six { "v6" } else { "v4" };
-    Some(if dice.percent(50) { (here.name, other, family) } else { (other, here.name, family) })
+    Some(if dice.percent(50) { (here.name, other, six) } else { (other, here.name, six) })
 }
 
-fn kind(dice: &mut Dice) -> (&'static str, String) {
-    let protocol = *dice.pick(&["tcp", "tcp", "tcp", "udp", "udp", "sctp", "icmp", "proto"]);
+fn kind(dice: &mut Dice) -> (&'static str, u16) {
+    let protocol = *dice.pick(&["tcp", "tcp", "tcp", "udp", "udp", "sctp", "sctp", "icmp", "proto"]);
     let number = match protocol {
-        "icmp" => return (protocol, protocol.to_owned()),
-        "proto" => *dice.pick(&[47, 50, 89]),
+        "icmp" => 0,
+        "proto" => *dice.pick(&[4, 41, 47, 50, 89, 136, 255]),
         _ if dice.percent(15) => 1 + dice.below(65535) as u16,
         _ => *dice.pick(&PORTS),
     };
-    (protocol, format!("{protocol}/{number}"))
+    (protocol, number)
+}
+
+fn kind_text((protocol, number): (&str, u16)) -> String {
+    if protocol == "icmp" { protocol.to_owned() } else { format!("{protocol}/{number}") }
+}
+
+fn family(six: bool) -> &'static str {
+    if six { "v6" } else { "v4" }
 }
 
 fn probe(cluster: &Cluster, dice: &mut Dice) -> Option<Value> {
-    let (source, destination, family) = ends(cluster, dice)?;
-    let (_, kind) = kind(dice);
-    let key = format!("{source} -> {destination} {kind} {family}");
+    let (source, destination, six) = ends(cluster, dice)?;
+    let key = format!("{source} -> {destination} {} {}", kind_text(kind(dice)), family(six));
     Some(json!({key: "any"}))
 }
 
 fn open(cluster: &Cluster, dice: &mut Dice, flows: &mut Vec<Flow>) -> Vec<Value> {
-    let Some((source, destination, family)) = ends(cluster, dice) else { return Vec::new() };
-    let (protocol, kind) = kind(dice);
+    let Some((source, destination, six)) = ends(cluster, dice) else { return Vec::new() };
+    let (protocol, number) = kind(dice);
     let name = format!("f{}", flows.len());
-    let mut steps = vec![json!(format!("flow {name} {source} -> {destination} {kind} {family}"))];
-    let flow = Flow { name, kind: protocol };
+    let port = if dice.percent(40) { *dice.pick(&SHARED_PORTS) } else { 30_000 + flows.len() as u16 };
+    let ported = matches!(protocol, "tcp" | "udp" | "sctp");
+    // An address names no port in the line of a flow.
+    let with_port = if source.contains('/') && ported { format!("{source}:{port}") } else { source.clone() };
+    let line = format!("flow {name} {with_port} -> {destination} {} {}", kind_text((protocol, number)), family(six));
+    let mut steps = vec![json!(line)];
+    let flow = Flow {
+        name,
+        kind: protocol,
+        ends: [end(&source, six, ported.then_some(port)), end(&destination, six, ported.then_some(number))],
+        hosts: [source, destination],
+        six,
+    };
     // Some are met mid-stream.
     if dice.percent(80) {
         let (first, answer) = match protocol {
             "tcp" => ("syn", "synack"),
-            "sctp" => ("init", "data"),
+            "sctp" => ("init", "chunk=2"),
             "icmp" => ("echo", "reply"),
             _ => ("data", "data"),
         };
@@ -104,64 +157,117 @@ fn open(cluster: &Cluster, dice: &mut Dice, flows: &mut Vec<Flow>) -> Vec<Value>
     steps
 }
 
-fn follow(flows: &[Flow], dice: &mut Dice) -> Option<Value> {
+/// More packets of a flow: data, its end, its pieces, and what others have to say about it.
+fn follow(cluster: &Cluster, flows: &[Flow], dice: &mut Dice) -> Vec<Value> {
     if flows.is_empty() {
-        return None;
+        return Vec::new();
     }
     let flow = dice.pick(flows);
-    let way = *dice.pick(&[">", "<"]);
+    let words: Vec<(&str, String)> = match dice.below(20) {
+        0 | 1 if flow.kind == "tcp" => closing(dice),
+        2 => pieces(dice),
+        3 | 4 => return error(cluster, flow, dice),
+        _ => vec![(*dice.pick(&[">", "<"]), word(flow, dice))],
+    };
+    words.into_iter().map(|(way, word)| json!({format!("{} {way} {word}", flow.name): "any"})).collect()
+}
+
+fn word(flow: &Flow, dice: &mut Dice) -> String {
     let word = match flow.kind {
-        "tcp" => *dice.pick(&["data", "data", "data", "ack", "ack", "syn", "synack", "flags=SF", "fin", "rst"]),
-        "sctp" => *dice.pick(&["data", "data", "init"]),
+        "tcp" => *dice.pick(&[
+            "data",
+            "data",
+            "data",
+            "ack",
+            "ack",
+            "syn",
+            "synack",
+            "flags=SF",
+            "fin",
+            "rst",
+            "flags=RA",
+            "flags=FPU",
+            "flags=",
+            "flags=SR",
+        ]),
+        "sctp" => *dice.pick(&["data", "data", "init", "chunk=2", "chunk=6", "chunk=14", "chunk=10"]),
         "icmp" => *dice.pick(&["echo", "reply"]),
         _ => "data",
     };
-    let word = if dice.percent(5) { format!("{word} frag=0+ fid=5 payload=1200") } else { word.to_owned() };
-    Some(json!({format!("{} {way} {word}", flow.name): "any"}))
+    let more = match dice.below(24) {
+        0 => " frag=0+ fid=5 payload=1200",
+        1 => " frag=0 fid=9",
+        2 if !flow.six => " options=8",
+        2 => " ext=hbh,dst",
+        3 if flow.six => " ext=dst,routing",
+        4 => " vlan=3",
+        5 => " gso",
+        6 => " pad=6",
+        _ => "",
+    };
+    format!("{word}{more}")
 }
 
-/// Packets that lie, quote, come in pieces, or are not for everybody.
-fn odd(cluster: &Cluster, dice: &mut Dice) -> Vec<Value> {
-    let (Some(here), Some(other)) = (cluster.any(dice, true), cluster.any(dice, true)) else { return Vec::new() };
-    let (a, b) = (here.name, other.name);
-    let port = *dice.pick(&PORTS);
-    let id = 1 + dice.below(1000);
-    let stranger = *dice.pick(&STRANGERS);
-    let far = cluster.any(dice, false).filter(|pod| !pod.finished).map(|pod| pod.name);
-    let peer = far.filter(|_| dice.percent(70)).unwrap_or_else(|| stranger.to_owned());
-    let lines: Vec<String> = match dice.below(28) {
-        0 => vec![format!("from {a} tcp {stranger}:4000 > {b}:{port} flags=S smac={a}")],
-        1 => vec![format!("from {a} udp {a}:4000 > {stranger}:{port} smac=02:99:00:00:00:01")],
-        2 => vec![format!("from {a} arp op=2 spa=10.244.0.1 sha={a} smac={a} tpa={b} tha={b}")],
-        3 => vec![format!("from {a} arp op=1 spa={a} tpa=10.244.0.1"), format!("to {a} arp op=1 spa={b} tpa={a}")],
-        4 => vec![format!("from {a} icmp {a}@ll > ff02::1 type=134 data=8")],
-        5 => vec![format!("from {a} icmp {a} > {stranger} type=5 data=28")],
-        6 => vec![format!("to {a} tcp {stranger}:4000 > 10.244.0.250:{port} flags=S dmac={a}")],
-        7 => vec![format!("to {a} tcp {stranger}:4000 > {a}:{port} flags=S doff=4")],
-        8 => vec![format!("to {a} ethertype=0x88cc"), format!("from {a} ethertype=0x88cc smac={a}")],
-        9 => vec![format!("to {a} udp {stranger}:4000 > {a}:{port} data=80 frag=1480 fid={id}")],
-        10 => vec![
-            format!("to {a} udp {stranger}:4000 > {a}:{port} data=1472 frag=0+ fid={id}"),
-            format!("to {a} udp {stranger}:4000 > {a}:{port} data=80 frag=1480 fid={id}"),
-        ],
-        11 => vec![
-            format!("from {a} udp {a}:4000 > {stranger}:{port} data=1472 frag=0+ fid={id}"),
-            format!("from {a} udp {a}:4000 > {stranger}:{port} data=80 frag=1480 fid={id}"),
-        ],
-        12 => vec![
-            format!("from {a} udp {a}:4001 > {stranger}:{port}"),
-            format!("to {a} icmp 198.51.100.1 > {a} type=3 code=4 quoting udp {a}:4001 > {stranger}:{port}"),
-        ],
-        13 => vec![format!("to {a} icmp 198.51.100.1 > {a} type=11 quoting tcp {a}:{id} > {stranger}:{port}")],
-        14 => vec![format!("from {a} tcp [{a}@ll]:4000 > [ff02::1]:{port} frag=0+ payload=24")],
-        15 => vec![format!("to if99 tcp {stranger}:4000 > {a}:{port} flags=S")],
-        16 => vec![format!("to {a} tcp [{b}@ll]:{id} > [{a}@ll]:{port} flags=S by={b}")],
-        17 => vec![format!("from {a} tcp [{a}@ll]:{id} > [{b}@ll]:{port} flags=S")],
-        18 => vec![format!("to {a} udp {stranger}:{id} > 224.0.0.251:{port}")],
-        19 => vec![format!("to {a} tcp {stranger}:{id} > {a}:{port} flags=S options=8 vlan=3")],
-        20 => vec![format!("to {a} tcp {stranger}:{port} > {a}:{id} flags=A data=5")],
-        // Connections that nobody saw being opened, by the end that was connected to.
-        _ => (0..4).map(|more| format!("from {a} tcp {a}:{port} > {peer}:{} flags=A data=5", id + more)).collect(),
+/// A TCP connection ends, from either side, in order or cut short.
+fn closing(dice: &mut Dice) -> Vec<(&'static str, String)> {
+    let (one, other) = if dice.percent(50) { (">", "<") } else { ("<", ">") };
+    let all = vec![
+        (one, "flags=FA seq=5000 ack=9000".to_owned()),
+        (other, "flags=A seq=9000 ack=5001".to_owned()),
+        (other, "flags=FA seq=9000 ack=5001".to_owned()),
+        (one, "flags=A seq=5001 ack=9001".to_owned()),
+        (*dice.pick(&[">", "<"]), (*dice.pick(&["ack", "data", "syn", "flags=A seq=5001 ack=9001"])).to_owned()),
+    ];
+    let kept = if dice.percent(60) { 5 } else { 1 + dice.below(4) };
+    all.into_iter().take(kept).collect()
+}
+
+/// A datagram in pieces, not always in order and not always all of them.
+fn pieces(dice: &mut Dice) -> Vec<(&'static str, String)> {
+    let id = 1 + dice.below(3);
+    let way = *dice.pick(&[">", "<"]);
+    let mut all = vec![
+        (way, format!("data data=1472 frag=0+ fid={id}")),
+        (way, format!("data data=1472 frag=1480+ fid={id}")),
+        (way, format!("data data=80 frag=2960 fid={id}")),
+    ];
+    if dice.percent(20) {
+        all.push((way, format!("data frag={} fid={id}", dice.pick(&[8, 16, 24]))));
+    }
+    if dice.percent(40) {
+        dice.shuffle(&mut all);
+    }
+    all.truncate(1 + dice.below(all.len()));
+    all
+}
+
+/// Somebody tells one end of a flow that a packet of it did not arrive.
+fn error(cluster: &Cluster, flow: &Flow, dice: &mut Dice) -> Vec<Value> {
+    let sender = dice.below(2);
+    let (told, other) = (&flow.hosts[sender], &flow.hosts[1 - sender]);
+    let quoted = match flow.kind {
+        "tcp" | "udp" | "sctp" => format!("{} {} > {}", flow.kind, flow.ends[sender], flow.ends[1 - sender]),
+        _ => return Vec::new(),
     };
-    lines.into_iter().map(|line| json!({line: "any"})).collect()
+    let six = flow.six;
+    let kind = if six {
+        *dice.pick(&["type=1 code=4", "type=2", "type=3"])
+    } else {
+        *dice.pick(&["type=3 code=4", "type=11"])
+    };
+    let told_ip = host(told, six);
+    let far = |name: &str| !name.contains('/');
+    let known = |name: &str| far(name) || cluster.reachable(name, six);
+    if !known(told) || !known(other) {
+        return Vec::new();
+    }
+    let mut steps = Vec::new();
+    if cluster.reachable(other, six) && dice.percent(50) {
+        steps.push(format!("from {other} icmp {} > {told_ip} {kind} quoting {quoted}", host(other, six)));
+    }
+    if cluster.reachable(told, six) {
+        let router = stranger(dice, six);
+        steps.push(format!("to {told} icmp {router} > {told_ip} {kind} quoting {quoted}"));
+    }
+    steps.into_iter().map(|line| json!({line: "any"})).collect()
 }

@@ -142,7 +142,7 @@ impl Tables for Moving<'_> {
 }
 
 /// A datagram from or to an address of the probes. The endpoints are trusted, so that their own address does not matter.
-fn datagram(family: u8, hook: Hook, peer: Address, port: u16) -> Vec<u8> {
+pub(super) fn datagram(family: u8, hook: Hook, peer: Address, port: u16) -> Vec<u8> {
     let mut bytes = vec![0; 12];
     let (own_v4, own_v6) = (Ipv4Addr::new(10, 200, 0, 1).octets(), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1).octets());
     let order = |own: &[u8], peer: &[u8]| match hook {
@@ -178,7 +178,7 @@ fn settled(sim: &Sim, ifindex: u32, hook: Hook, (family, peer): (u8, Address), p
 }
 
 /// The maps before, between and after all writes of some changes; and the places among them where a change is complete.
-fn film(run: &mut Run, changes: usize) -> (Vec<Sim>, Vec<Write>, Vec<usize>) {
+pub(super) fn film(run: &mut Run, changes: usize) -> (Vec<Sim>, Vec<Write>, Vec<usize>) {
     let (mut states, mut writes) = (vec![run.sim.clone()], Vec::new());
     let mut complete = vec![0];
     for _ in 0..changes {

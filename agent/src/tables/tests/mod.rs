@@ -2,6 +2,7 @@
 //! after it; never a third way.
 
 mod flight;
+mod interleaving;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
