@@ -42,9 +42,11 @@ fn is_admitted<T: Tables>(at: &At<'_, T>) -> bool {
     if at.tables.keeps_existing() && (forward.generation == generation || reverse.generation == generation) {
         return true;
     }
-    if flags & (flow_flag::OPENED << sender) != 0 && at.ask_forward().is_allowed() {
+    // What the node opened needs no policy at the pod's end, whichever of the two sent what is quoted.
+    let node = flags & flow_flag::NODE != 0;
+    let (to_pod, from_pod) = (matches!(at.hook, Hook::ToPod), matches!(at.hook, Hook::FromPod));
+    if flags & (flow_flag::OPENED << sender) != 0 && ((node && to_pod) || at.ask_forward().is_allowed()) {
         return true;
     }
-    let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
-    flags & (flow_flag::OPENED << opener) != 0 && (node || at.ask_reverse().is_allowed())
+    flags & (flow_flag::OPENED << opener) != 0 && ((node && from_pod) || at.ask_reverse().is_allowed())
 }
