@@ -40,7 +40,8 @@ pub fn host(name: &str, six: bool) -> String {
 }
 
 pub fn stranger(dice: &mut Dice, six: bool) -> &'static str {
-    *dice.pick(if six { &STRANGERS_V6 } else { &STRANGERS })
+    let strangers = if six { STRANGERS_V6 } else { STRANGERS };
+    strangers[dice.below(strangers.len())]
 }
 
 pub fn steps(cluster: &mut Cluster, dice: &mut Dice) -> Vec<Value> {
