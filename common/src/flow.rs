@@ -60,8 +60,9 @@ pub struct At<'a, T> {
 impl<'a, T: Tables> At<'a, T> {
     #[inline(always)]
     pub(crate) fn new(tables: &'a T, record: &'a EndpointRecord, packet: &'a Packet, epoch: u32, hook: Hook) -> Self {
+        let now = tables.now();
         let (key, sender) = key(packet);
-        Self { tables, record, packet, key, sender, now: tables.now(), epoch, hook }
+        Self { key, tables, record, packet, sender, now, epoch, hook }
     }
 
     #[inline(always)]
@@ -150,22 +151,14 @@ pub fn key(packet: &Packet) -> (FlowKey, usize) {
     (key, if source_is_low { 0 } else { 1 })
 }
 
-/// Any total order does, as long as all who share the table agree.
+/// Any total order does, as long as all who share the table agree. Without a branch: each would double what the verifier reads, and the
+/// compiler would copy both addresses once for each way.
 #[inline(always)]
 fn is_before(a: &Address, a_port: u16, b: &Address, b_port: u16) -> bool {
-    if a.words[3] != b.words[3] {
-        return a.words[3] < b.words[3];
-    }
-    if a.words[2] != b.words[2] {
-        return a.words[2] < b.words[2];
-    }
-    if a.words[1] != b.words[1] {
-        return a.words[1] < b.words[1];
-    }
-    if a.words[0] != b.words[0] {
-        return a.words[0] < b.words[0];
-    }
-    a_port <= b_port
+    let wide = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+    let (a_low, b_low) = (wide(a.words[3], a.words[2]), wide(b.words[3], b.words[2]));
+    let (a_high, b_high) = (wide(a.words[1], a.words[0]), wide(b.words[1], b.words[0]));
+    (a_low < b_low) | (a_low == b_low) & ((a_high < b_high) | (a_high == b_high) & (a_port <= b_port))
 }
 
 #[inline(always)]

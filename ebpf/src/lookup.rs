@@ -245,32 +245,27 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn listens(&self, record: &EndpointRecord, family: u8, protocol: u8, local: (Address, u16)) -> Option<bool> {
+    fn listens(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool> {
+        const LISTEN: u32 = 10; // TCP_LISTEN
         let ctx = self.ctx?;
-        if protocol != protocol::TCP || record.netns_id < 0 {
+        if packet.protocol != protocol::TCP || record.netns_id < 0 {
             return None;
         }
-        const LISTEN: u32 = 10; // TCP_LISTEN
-        // An established one would be found first, so the remote end is none.
-        let remote = (Address::ZERO, 0);
-        Some(socket_state::<TCP>(ctx.as_ptr().cast(), record.netns_id, family, local, remote) == Some(LISTEN))
+        let to_pod = matches!(hook, Hook::ToPod);
+        Some(socket_state::<TCP>(ctx.as_ptr().cast(), packet, record.netns_id, to_pod) == LISTEN)
     }
 
     #[inline(always)]
-    fn is_connected(
-        &self,
-        record: &EndpointRecord,
-        family: u8,
-        local: (Address, u16),
-        remote: (Address, u16),
-    ) -> Option<bool> {
+    fn is_connected(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool> {
         const CONNECTED: u32 = 1; // TCP_ESTABLISHED, which a connected socket of UDP has as its state too
         let ctx = self.ctx?;
         if record.netns_id < 0 {
             return None;
         }
-        let state = socket_state::<UDP>(ctx.as_ptr().cast(), record.netns_id, family, local, remote)?;
-        Some(state == CONNECTED)
+        match socket_state::<UDP>(ctx.as_ptr().cast(), packet, record.netns_id, matches!(hook, Hook::ToPod)) {
+            NO_SOCKET => None,
+            state => Some(state == CONNECTED),
+        }
     }
 
     #[inline(always)]
@@ -297,33 +292,36 @@ impl Tables for Maps<'_> {
 const TCP: u8 = protocol::TCP;
 const UDP: u8 = protocol::UDP;
 
-/// The state of the socket that a packet from `remote` to `local` would reach in the pod's namespace.
-#[inline(always)]
-fn socket_state<const PROTOCOL: u8>(
-    ctx: *mut __sk_buff,
-    netns_id: i32,
-    family: u8,
-    (local, local_port): (Address, u16),
-    (remote, remote_port): (Address, u16),
-) -> Option<u32> {
+/// No socket has this state.
+const NO_SOCKET: u32 = 0;
+
+/// The state of the pod's socket for a packet, or [`NO_SOCKET`]. Of TCP, that of one that listens: an established one would be found
+/// first, so the other end is none. A function of its own for the stack's sake.
+#[inline(never)]
+fn socket_state<const PROTOCOL: u8>(ctx: *mut __sk_buff, packet: &Packet, netns_id: i32, to_pod: bool) -> u32 {
+    let (source, destination) = ((&packet.source, packet.source_port), (&packet.destination, packet.destination_port));
+    let (local, mut remote) = if to_pod { (destination, source) } else { (source, destination) };
+    if PROTOCOL == TCP {
+        remote = (&Address::ZERO, 0);
+    }
     // SAFETY: writing a union's fields, all of those that the helper reads; which of the two it is it is told by the size. Sockets
     // are reference counted: what the look-up returns is released on the only path that has it.
     unsafe {
         let mut tuple = core::mem::MaybeUninit::<bpf_sock_tuple>::uninit();
         let fields = tuple.as_mut_ptr();
-        let size = if family == V4 {
+        let size = if packet.family == V4 {
             let fields = &raw mut (*fields).__bindgen_anon_1.ipv4;
-            (*fields).saddr = remote.v4_word();
-            (*fields).daddr = local.v4_word();
-            (*fields).sport = remote_port.to_be();
-            (*fields).dport = local_port.to_be();
+            (*fields).saddr = remote.0.v4_word();
+            (*fields).daddr = local.0.v4_word();
+            (*fields).sport = remote.1.to_be();
+            (*fields).dport = local.1.to_be();
             size_of_val(&*fields)
         } else {
             let fields = &raw mut (*fields).__bindgen_anon_1.ipv6;
-            (*fields).saddr = remote.words;
-            (*fields).daddr = local.words;
-            (*fields).sport = remote_port.to_be();
-            (*fields).dport = local_port.to_be();
+            (*fields).saddr = remote.0.words;
+            (*fields).daddr = local.0.words;
+            (*fields).sport = remote.1.to_be();
+            (*fields).dport = local.1.to_be();
             size_of_val(&*fields)
         };
         let (ctx, tuple, netns) = (ctx.cast(), tuple.as_mut_ptr(), u64::from(netns_id as u32));
@@ -332,11 +330,11 @@ fn socket_state<const PROTOCOL: u8>(
             _ => bpf_sk_lookup_udp(ctx, tuple, size as u32, netns, 0),
         };
         if socket.is_null() {
-            return None;
+            return NO_SOCKET;
         }
         let state = (*socket).state;
         bpf_sk_release(socket.cast());
-        Some(state)
+        state
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use palisade_common::Hook;
 use palisade_common::decide::{FlowEntry, Meeting, Ruling, Tables as Ask, decide, take_midstream};
 use palisade_common::layout::{
     Address, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX,
@@ -280,21 +281,15 @@ impl Ask for Sim {
         self.keeps_existing
     }
 
-    fn listens(&self, record: &EndpointRecord, _family: u8, protocol: u8, local: (Address, u16)) -> Option<bool> {
-        if protocol != parse::protocol::TCP {
+    fn listens(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool> {
+        if packet.protocol != parse::protocol::TCP {
             return None;
         }
-        Some(self.listening.get(&record.ifindex)?.contains(&local.1))
+        Some(self.listening.get(&record.ifindex)?.contains(&local_port(packet, hook)))
     }
 
-    fn is_connected(
-        &self,
-        record: &EndpointRecord,
-        _family: u8,
-        local: (Address, u16),
-        _remote: (Address, u16),
-    ) -> Option<bool> {
-        self.connected.get(&record.ifindex)?.get(&local.1).copied()
+    fn is_connected(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool> {
+        self.connected.get(&record.ifindex)?.get(&local_port(packet, hook)).copied()
     }
 
     fn take_midstream(&self, number: u32, now: u64) -> bool {
@@ -307,6 +302,13 @@ impl Ask for Sim {
             }
             None => false,
         }
+    }
+}
+
+fn local_port(packet: &Packet, hook: Hook) -> u16 {
+    match hook {
+        Hook::FromPod => packet.source_port,
+        Hook::ToPod => packet.destination_port,
     }
 }
 

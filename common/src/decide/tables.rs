@@ -38,17 +38,11 @@ pub trait Tables {
     fn pressure(&self, now: u64) -> bool;
     /// `--existing-flows keep`.
     fn keeps_existing(&self) -> bool;
-    /// Whether a socket of the pod listens on its own end of the packet; `None` where that cannot be known.
-    fn listens(&self, record: &EndpointRecord, family: u8, protocol: u8, local: (Address, u16)) -> Option<bool>;
-    /// Whether the pod's UDP socket for its `local` end of the packet is connected to the `remote` one; `None` where there is none, or
-    /// it cannot be known.
-    fn is_connected(
-        &self,
-        record: &EndpointRecord,
-        family: u8,
-        local: (Address, u16),
-        remote: (Address, u16),
-    ) -> Option<bool>;
+    /// Whether a TCP socket of the pod listens on its own end of the packet, met at `hook`; `None` where that cannot be known.
+    fn listens(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool>;
+    /// Whether the pod's UDP socket for the packet, met at `hook`, is connected to the other end; `None` where there is none, or it
+    /// cannot be known.
+    fn is_connected(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool>;
     /// Takes one mid-stream admission from the endpoint's budget of this second; `false`: none is left.
     fn take_midstream(&self, number: u32, now: u64) -> bool;
     /// As [`Bytes::zero`].

@@ -2,7 +2,7 @@
 
 use super::{At, answers, is_closed};
 use crate::decide::{Answer, EGRESS, FlowEntry, INGRESS, Ruling, Tables};
-use crate::layout::{Address, Judgement, endpoint_flag, flow_flag, revoked};
+use crate::layout::{Judgement, endpoint_flag, flow_flag, revoked};
 use crate::parse::{packet_trait, protocol};
 use crate::verdict::{Hook, Reason};
 
@@ -134,16 +134,8 @@ fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
     if packet.is_connected() && at.record.flags & endpoint_flag::MIDSTREAM == 0 && !at.tables.pressure(at.now) {
         return Opened::Forward;
     }
-    let (source, destination) = ((packet.source, packet.source_port), (packet.destination, packet.destination_port));
-    let (local, remote) = match at.hook {
-        Hook::FromPod => (source, destination),
-        Hook::ToPod => (destination, source),
-    };
-    let serves = if packet.is_connected() {
-        at.tables.listens(at.record, packet.family, packet.protocol, local)
-    } else {
-        serves_datagrams(at, local, remote)
-    };
+    let serves =
+        if packet.is_connected() { at.tables.listens(at.record, packet, at.hook) } else { serves_datagrams(at) };
     match (serves, at.hook) {
         (None, _) if !packet.is_connected() => Opened::Forward,
         (None, _) => Opened::Either,
@@ -156,14 +148,19 @@ fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
 /// Whether the pod's end of a flow of UDP was there first; `None`: nobody can say. Servers seldom connect their sockets, and seldom
 /// bind them to ports that clients are given.
 #[inline(always)]
-fn serves_datagrams<T: Tables>(at: &At<'_, T>, local: (Address, u16), remote: (Address, u16)) -> Option<bool> {
-    if at.packet.protocol != protocol::UDP {
+fn serves_datagrams<T: Tables>(at: &At<'_, T>) -> Option<bool> {
+    let packet = at.packet;
+    if packet.protocol != protocol::UDP {
         return None;
     }
-    if at.tables.is_connected(at.record, at.packet.family, local, remote)? {
+    if at.tables.is_connected(at.record, packet, at.hook)? {
         return Some(false);
     }
-    match (local.1 < EPHEMERAL_FIRST, remote.1 < EPHEMERAL_FIRST) {
+    let (local, remote) = match at.hook {
+        Hook::FromPod => (packet.source_port, packet.destination_port),
+        Hook::ToPod => (packet.destination_port, packet.source_port),
+    };
+    match (local < EPHEMERAL_FIRST, remote < EPHEMERAL_FIRST) {
         (true, false) => Some(true),
         (false, true) => Some(false),
         (true, true) | (false, false) => None,

@@ -128,11 +128,11 @@ impl Tables for Moving<'_> {
         self.flows.keeps_existing
     }
 
-    fn listens(&self, _: &EndpointRecord, _: u8, _: u8, _: (Address, u16)) -> Option<bool> {
+    fn listens(&self, _: &EndpointRecord, _: &Packet, _: Hook) -> Option<bool> {
         None
     }
 
-    fn is_connected(&self, _: &EndpointRecord, _: u8, _: (Address, u16), _: (Address, u16)) -> Option<bool> {
+    fn is_connected(&self, _: &EndpointRecord, _: &Packet, _: Hook) -> Option<bool> {
         None
     }
 
