@@ -16,7 +16,7 @@ use crate::agent::{Agent, Signals};
 use crate::api;
 use crate::config::{AgentConfig, Source};
 use crate::facts::{Update, VethChange};
-use crate::kernel::{Kernel, PinDir, map_sizes};
+use crate::kernel::{Kernel, PinDir};
 use crate::node::{self, NodeConfig};
 use crate::observe::events::Events;
 use crate::observe::http::{self, Readiness};
@@ -55,7 +55,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let not_yet = Readiness::NotYet("no complete list of objects yet".to_owned());
     let (ready_sender, ready) = watch::channel(not_yet);
     let fill = Fill::default();
-    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), map_sizes(config.sizes))?));
+    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), config.sizes)?));
     source(&config.source, update_sender, &mut tasks);
     let node_config =
         NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs };

@@ -19,8 +19,8 @@ use palisade_common::layout::{Config, EndpointRecord};
 
 pub use attach::{AttachMode, detach_clsact};
 pub use flows::FlowWatch;
-pub use maps::{Maps, Snapshot, sizes as map_sizes};
-pub use pins::{PinDir, remove_all as remove_pins};
+pub use maps::{Maps, Snapshot, pinned as pinned_maps};
+pub use pins::{PinDir, maps_folder, remove_all as remove_pins};
 
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
@@ -223,11 +223,11 @@ fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf>
     let level: u8 = if settings.debug_programs { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::default()).override_global("AYA_LOG_LEVEL", &level, false);
-    for (name, size) in maps::sizes(sizes) {
-        loader.map_max_entries(name, size);
-    }
-    for name in maps::PINNED {
+    for (name, size) in maps::pinned(sizes) {
         loader.map_pin_path(name, pins.map(name));
+        if let Some(size) = size {
+            loader.map_max_entries(name, size);
+        }
     }
     let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
     for name in [FROM_POD, TO_POD, "empty"] {
