@@ -7,8 +7,10 @@ mod adopt;
 mod attach;
 mod config_cell;
 mod flows;
+mod link;
 mod maps;
 mod pins;
+mod qdisc;
 
 use std::collections::BTreeMap;
 
@@ -204,9 +206,9 @@ impl Kernel {
         attach::detach(&self.pins, self.mode, ifindex, interface)
     }
 
-    /// Interfaces that have links pinned.
+    /// Interfaces that an agent has put programs on, whatever has become of them.
     pub fn attached(&self) -> anyhow::Result<Vec<u32>> {
-        self.pins.link_interfaces()
+        self.pins.interfaces()
     }
 
     pub fn program_mut(&mut self, name: &str) -> anyhow::Result<&mut SchedClassifier> {

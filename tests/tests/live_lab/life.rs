@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use palisade_tests::lab::agent::palisade;
 use palisade_tests::lab::probe::{Connection, DEADLINE};
-use palisade_tests::lab::{Agent, AgentOptions, Node, objects};
+use palisade_tests::lab::{Agent, AgentOptions, Node, Pod, objects};
 use serde_json::Value;
 
 use crate::scene::{PATIENCE, Scene, eventually};
@@ -53,8 +54,10 @@ fn uninstall_leaves_nothing() {
         let scene = Scene::new("gone");
         let [a, b, _] = &scene.pods;
         scene.policy("p", ONLY_80);
+        let before = on_interfaces(&scene);
         let agent = scene.start_with(&["--attach", attach]);
         scene.expect_tcp(a, b, 81, false, attach);
+        assert_ne!(on_interfaces(&scene), before, "{attach}");
         assert!(scene.node.pin_dir.exists());
         let loaded = loaded(&scene.node);
         for kind in ["prog", "map", "link"] {
@@ -66,6 +69,7 @@ fn uninstall_leaves_nothing() {
         let said = palisade(&scene.node, &["uninstall"]).expect("palisade runs");
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
         assert!(!scene.node.pin_dir.exists(), "{attach}: pins are left");
+        assert_eq!(on_interfaces(&scene), before, "{attach}: what is on the interfaces");
         // The kernel frees them after a grace period.
         let left = || loaded.iter().filter(|found| is_loaded(&scene.node, **found)).collect::<Vec<_>>();
         assert!(eventually(PATIENCE, || left().is_empty()), "{attach}: {:?}", left());
@@ -183,6 +187,19 @@ fn loaded(node: &Node) -> BTreeSet<(&'static str, u64)> {
     let filters = net[0]["tc"].as_array().cloned().unwrap_or_default();
     found.extend(filters.iter().filter_map(|filter| Some(("prog", filter["id"].as_u64()?))));
     found
+}
+
+/// Ids of the programs of TCX on the pods' interfaces, and the qdiscs of all.
+fn on_interfaces(scene: &Scene) -> (Vec<u32>, String) {
+    let programs = scene.node.netns.run(|| {
+        let places = [TcAttachType::Ingress, TcAttachType::Egress];
+        let of =
+            |place, pod: &Pod| SchedClassifier::query_tcx(&*pod.host_interface, place).expect("the kernel tells").1;
+        let found = scene.pods.iter().flat_map(|pod| places.map(|place| of(place, pod)));
+        found.flatten().map(|program| program.id()).collect()
+    });
+    let qdiscs = scene.node.netns.command("tc").args(["qdisc", "show"]).output().expect("tc runs");
+    (programs, String::from_utf8_lossy(&qdiscs.stdout).into_owned())
 }
 
 fn bpftool(node: &Node, arguments: &[&str]) -> Value {
