@@ -15,7 +15,7 @@ mod qdisc;
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
-use aya::programs::SchedClassifier;
+use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use palisade_common::layout::{Config, EndpointRecord};
 
@@ -232,8 +232,16 @@ fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf>
         }
     }
     let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
-    for name in [FROM_POD, TO_POD, "empty"] {
-        program_mut(&mut ebpf, name)?.load().with_context(|| format!("loading program {name}"))?;
-    }
+    // Most of the time goes into their verification, which the kernel does on the thread that asks.
+    std::thread::scope(|scope| {
+        let wanted = ebpf.programs_mut().filter(|(name, _)| [FROM_POD, TO_POD].contains(name));
+        let threads: Vec<_> = wanted.map(|(name, program)| scope.spawn(move || load_program(name, program))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("loading does not panic"))
+    })?;
     Ok(ebpf)
+}
+
+fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {
+    let program: &mut SchedClassifier = program.try_into()?;
+    program.load().with_context(|| format!("loading program {name}"))
 }

@@ -91,6 +91,7 @@ impl Bench {
         let started = Instant::now();
         let mut kernel = Kernel::open(pin_dir, Sizes::default(), Settings::default(), AttachMode::Auto)?;
         let loading = started.elapsed();
+        kernel.program_mut("empty")?.load()?;
         let ring = kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS")?.try_into()?;
         let memory = Memory::open(&folder)?;
         Ok(Self { kernel, memory, ring, loading, _pins: pins })

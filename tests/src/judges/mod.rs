@@ -10,7 +10,6 @@ pub mod pipeline;
 
 pub use bpffs::{Bpffs, bpffs};
 pub use compiled::Compiled;
-pub use loaded::{Loaded, Machine};
 pub use loaded::{Loaded, Machine, can_be_run};
 pub use memory::Memory;
 pub use pipeline::Pipeline;
