@@ -21,7 +21,8 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   demo     a node in network namespaces before and after the agent; `--keep` leaves it standing
   fuzz     arbitrary input before parser, decision function and door: `fuzz [TARGET…] [--seconds N] [--keep]`;
            `--keep` puts the fewest inputs that lead everywhere into tests/fuzz/corpus
-  bench    speed: `in-kernel`, what a packet costs; `connections`, new ones per second; both without an argument
+  bench    speed; without names all of it: `in-kernel`, what a packet costs; `connections`, new ones per second; `policy`, how
+           soon one holds; `start`, how soon an agent enforces, and its size
 ";
 
 fn main() -> ExitCode {
