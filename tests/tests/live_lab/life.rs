@@ -193,8 +193,7 @@ fn loaded(node: &Node) -> BTreeSet<(&'static str, u64)> {
 fn on_interfaces(scene: &Scene) -> (Vec<u32>, String) {
     let programs = scene.node.netns.run(|| {
         let places = [TcAttachType::Ingress, TcAttachType::Egress];
-        let of =
-            |place, pod: &Pod| SchedClassifier::query_tcx(&*pod.host_interface, place).expect("the kernel tells").1;
+        let of = |place, pod: &Pod| SchedClassifier::query_tcx(&pod.host_interface, place).expect("the kernel tells").1;
         let found = scene.pods.iter().flat_map(|pod| places.map(|place| of(place, pod)));
         found.flatten().map(|program| program.id()).collect()
     });
