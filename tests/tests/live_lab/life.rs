@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use aya::programs::{SchedClassifier, TcAttachType};
+use palisade::kernel::maps_folder;
 use palisade_tests::lab::agent::palisade;
 use palisade_tests::lab::probe::{Connection, DEADLINE};
 use palisade_tests::lab::{Agent, AgentOptions, Node, Pod, objects};
@@ -176,7 +177,7 @@ fn a_source_that_is_not_there_keeps_what_is_in_force() {
 fn loaded(node: &Node) -> BTreeSet<(&'static str, u64)> {
     let mut found = BTreeSet::new();
     for (kind, folder) in [("map", "maps"), ("link", "links")] {
-        let pins = std::fs::read_dir(node.pin_dir.join("v1").join(folder)).into_iter().flatten().flatten();
+        let pins = std::fs::read_dir(maps_folder(&node.pin_dir).with_file_name(folder)).into_iter().flatten().flatten();
         for pin in pins.map(|entry| entry.path().display().to_string()) {
             let object = bpftool(node, &[kind, "show", "pinned", &pin]);
             found.extend(object["id"].as_u64().map(|id| (kind, id)));
