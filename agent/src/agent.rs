@@ -16,6 +16,7 @@ use crate::config::AgentConfig;
 use crate::facts::{Change, Fault, Kind, Update, VethChange};
 use crate::index::Index;
 use crate::kernel::{FlowWatch, Kernel};
+use crate::memory;
 use crate::observe::events::{Digest, Refused};
 use crate::observe::http::Readiness;
 use crate::observe::metrics::{EndpointState, Metrics};
@@ -58,6 +59,8 @@ pub struct Agent {
     digest: Digest,
     catalog: Catalog,
     catalog_is_old: bool,
+    /// A list was read since memory was last given back.
+    listed: bool,
     retry: Option<(Instant, Duration)>,
 }
 
@@ -89,6 +92,7 @@ impl Agent {
             digest: Digest::default(),
             catalog: Catalog::default(),
             catalog_is_old: false,
+            listed: false,
             retry: None,
         }
     }
@@ -166,6 +170,7 @@ impl Agent {
                 return;
             }
             Change::Relisted(kind) => {
+                self.listed = true;
                 if let Some(named) = self.relisted.remove(kind) {
                     self.faults.retain(|(of, object), _| of != kind || named.contains(object));
                 }
@@ -306,6 +311,9 @@ impl Agent {
         self.signals.metrics.set_endpoints(&counts);
         if let Err(error) = observe::write_catalog(&self.pin_dir, &self.catalog) {
             tracing::warn!(error = format!("{error:#}"), "writing the catalog of names");
+        }
+        if std::mem::take(&mut self.listed) {
+            memory::give_back();
         }
     }
 

@@ -7,6 +7,7 @@ pub mod config;
 pub mod facts;
 pub mod index;
 pub mod kernel;
+mod memory;
 pub mod node;
 pub mod observe;
 pub mod run;

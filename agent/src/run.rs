@@ -16,7 +16,7 @@ use crate::agent::{Agent, Signals};
 use crate::api;
 use crate::config::{AgentConfig, Source};
 use crate::facts::{Update, VethChange};
-use crate::kernel::{Kernel, PinDir, map_sizes};
+use crate::kernel::{Kernel, PinDir};
 use crate::node::{self, NodeConfig};
 use crate::observe::events::Events;
 use crate::observe::http::{self, Readiness};
@@ -42,24 +42,27 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let pins = PinDir::open(&config.pin_dir)?;
     std::fs::create_dir_all(state_dir(&config.pin_dir)).context("making the state folder")?;
-    let mut kernel = Kernel::open(pins, config.sizes, config.settings, config.attach)?;
-    let mut events =
-        Events::new(RingBuf::try_from(kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?)?)?;
-    let mut tasks = JoinSet::new();
-    if config.settings.debug_programs {
-        program_log(&mut kernel, &mut tasks)?;
-    }
     let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
     let (veth_sender, mut veths) = mpsc::channel::<Vec<VethChange>>(QUEUE);
     let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
-    let not_yet = Readiness::NotYet("no complete list of objects yet".to_owned());
-    let (ready_sender, ready) = watch::channel(not_yet);
-    let fill = Fill::default();
-    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), map_sizes(config.sizes))?));
+    let mut tasks = JoinSet::new();
+    // Lists are fetched while the kernel verifies the programs. Interfaces wait: those that are there before them are older than them.
     source(&config.source, update_sender, &mut tasks);
+    let AgentConfig { sizes, settings, attach, .. } = config;
+    let loading = tokio::task::spawn_blocking(move || Kernel::open(pins, sizes, settings, attach));
+    let mut kernel = loading.await.context("loading the programs panicked")??;
     let node_config =
         NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs };
     tasks.spawn(async move { node::watch(node_config, veth_sender).await.context("watching the node's interfaces") });
+    let mut events =
+        Events::new(RingBuf::try_from(kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?)?)?;
+    if config.settings.debug_programs {
+        program_log(&mut kernel, &mut tasks)?;
+    }
+    let not_yet = Readiness::NotYet("no complete list of objects yet".to_owned());
+    let (ready_sender, ready) = watch::channel(not_yet);
+    let fill = Fill::default();
+    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), config.sizes)?));
     if let Some(address) = config.metrics_addr {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("listening on --metrics-addr {address}"))?;

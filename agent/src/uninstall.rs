@@ -12,7 +12,7 @@ use crate::{kernel, observe};
 /// When something cannot be removed, with its path.
 pub fn uninstall(pin_dir: &Path) -> anyhow::Result<()> {
     for interface in interfaces()? {
-        kernel::detach_clsact(&interface)?;
+        kernel::detach_clsact(&interface);
     }
     let had_pins = kernel::remove_pins(pin_dir)?;
     let state = observe::state_dir(pin_dir);

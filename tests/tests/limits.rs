@@ -170,10 +170,11 @@ fn what_does_not_fit_is_closed_and_named() {
 #[cfg(feature = "live")]
 mod live {
     use ipnet::IpNet;
-    use palisade::kernel::{AttachMode, Kernel, PinDir, Settings, Sizes, Snapshot};
+    use palisade::kernel::{AttachMode, Kernel, PinDir, Settings, Sizes};
     use palisade::tables::Tables;
+    use palisade::tables::adopted::Found;
     use palisade::tables::plan::Installed;
-    use palisade_common::layout::{EndpointRecord, PortKey, PortValue, RuleKey, RuleValue, Versioned};
+    use palisade_common::layout::{Config, EndpointRecord, PortKey, PortValue, RuleKey, RuleValue, Versioned};
     use palisade_tests::judges::bpffs;
 
     /// Entries of every table.
@@ -222,27 +223,23 @@ mod live {
     }
 
     /// All that can be seen of the maps, but the memory of records that nothing refers to and what references said before.
-    fn in_force(kernel: &Kernel) -> Snapshot {
-        let mut snapshot = kernel.maps().snapshot(true).expect("the maps can be read");
-        let epoch = snapshot.config.epoch;
-        let Snapshot { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, records, .. } = &mut snapshot;
-        let values = endpoints.values_mut().chain(exact_v4.values_mut()).chain(exact_v6.values_mut());
-        for value in values.chain(cidr_v4.values_mut()).chain(cidr_v6.values_mut()) {
+    fn in_force(kernel: &Kernel) -> (Config, Found) {
+        let snapshot = kernel.maps().snapshot(false).expect("the maps can be read");
+        let mut found = snapshot.found;
+        let (epoch, tables) = (found.epoch, &mut found.tables);
+        let classes = tables.exact_v4.values_mut().chain(tables.exact_v6.values_mut());
+        let classes = classes.chain(tables.cidr_v4.values_mut()).chain(tables.cidr_v6.values_mut());
+        for value in tables.endpoints.values_mut().chain(classes) {
             assert_eq!(value.at(epoch), value.at(epoch + 1), "something still waits for an epoch");
             *value = Versioned::constant(value.at(epoch));
         }
-        records.retain(|index, _| endpoints.values().any(|value| value.at(epoch) == *index));
-        snapshot
+        let referred = |index| tables.endpoints.values().any(|value| value.at(epoch) == index);
+        found.records.retain(|index, _| referred(*index));
+        (snapshot.config, found)
     }
 
-    fn same(kernel: &Kernel, before: &Snapshot, context: &str) {
-        let now = in_force(kernel);
-        assert_eq!(now.config, before.config, "{context}");
-        assert_eq!(now.endpoints, before.endpoints, "{context}");
-        assert_eq!(now.records, before.records, "{context}");
-        assert_eq!((now.exact_v4, now.exact_v6), (before.exact_v4.clone(), before.exact_v6.clone()), "{context}");
-        assert_eq!((now.cidr_v4, now.cidr_v6), (before.cidr_v4.clone(), before.cidr_v6.clone()), "{context}");
-        assert_eq!((now.rules, now.ports), (before.rules.clone(), before.ports.clone()), "{context}");
+    fn same(kernel: &Kernel, before: &(Config, Found), context: &str) {
+        assert_eq!(&in_force(kernel), before, "{context}");
     }
 
     fn open(folder: &std::path::Path) -> Kernel {
@@ -298,7 +295,7 @@ mod live {
         let mut other = Tables::default();
         KINDS.iter().for_each(|(_, fill)| fill(&mut other, 5, 1));
         let epoch = kernel.epoch();
-        let endpoints = kernel.maps().snapshot(false).expect("the maps can be read").endpoints;
+        let endpoints = kernel.maps().found().expect("the maps can be read").tables.endpoints;
         let records = endpoints.iter().map(|(key, value)| (*key, value.at(epoch))).collect();
         let installed = Installed::adopt(epoch, 2 * SIZE, kernel.tables().clone(), records);
         let plan = installed.plan(&kernel.tables().delta_to(&other)).expect("there are enough records");

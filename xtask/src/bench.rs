@@ -13,6 +13,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     let object = build::kernel_programs(&setup::toolchain()?)?;
     build::build()?;
     setup::lab()?;
+    setup::control_plane()?;
     run(Command::new("cargo")
         .current_dir(paths::workspace())
         .args(["build", "--package", "palisade-tests", "--bins", "--target-dir"])

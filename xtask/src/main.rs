@@ -23,7 +23,8 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   fuzz     arbitrary input before parser, decision function and door: `fuzz [TARGET…] [--seconds N] [--keep]`;
            `--keep` puts the fewest inputs that lead everywhere into tests/fuzz/corpus
   prove    random cases before three judges: `--cases N --seed S [--loaded N] [--threads T]`; `--help` says more
-  bench    speed: `in-kernel`, what a packet costs; `connections`, new ones per second; both without an argument
+  bench    speed; without names all of it: `in-kernel`, what a packet costs; `connections`, new ones per second; `policy`, how
+           soon one holds; `start`, how soon an agent enforces, and its size
 ";
 
 fn main() -> ExitCode {

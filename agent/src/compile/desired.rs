@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::net::IpAddr;
 
-use ipnet::{Ipv4Net, Ipv6Net};
-use palisade_common::layout::{Address, EndpointRecord, PortKey, PortValue, RuleKey, RuleValue};
+use palisade_common::layout::{EndpointRecord, PortKey, PortValue, RuleKey, RuleValue};
 
 use super::prefix::{Bits, Net, Prefix, v4_word, v6_words};
 use crate::tables::{Delta, Tables};
@@ -13,19 +12,8 @@ use crate::tables::{Delta, Tables};
 #[derive(Debug, Default)]
 pub(super) struct Desired {
     pub(super) tables: Tables,
-    before: Before,
-}
-
-/// For each key written since the last delta: what was there.
-#[derive(Debug, Default)]
-struct Before {
-    endpoints: BTreeMap<u32, Option<EndpointRecord>>,
-    exact_v4: BTreeMap<u32, Option<u32>>,
-    exact_v6: BTreeMap<Address, Option<u32>>,
-    cidr_v4: BTreeMap<Ipv4Net, Option<u32>>,
-    cidr_v6: BTreeMap<Ipv6Net, Option<u32>>,
-    rules: BTreeMap<RuleKey, Option<RuleValue>>,
-    ports: BTreeMap<(PortKey, u32), Option<PortValue>>,
+    /// For each key written since the last delta: what was there.
+    before: Delta,
 }
 
 // === impl Desired ===
@@ -62,16 +50,7 @@ impl Desired {
     }
 
     pub(super) fn take_delta(&mut self) -> Delta {
-        let Before { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = mem::take(&mut self.before);
-        Delta {
-            endpoints: changed(&self.tables.endpoints, endpoints),
-            exact_v4: changed(&self.tables.exact_v4, exact_v4),
-            exact_v6: changed(&self.tables.exact_v6, exact_v6),
-            cidr_v4: changed(&self.tables.cidr_v4, cidr_v4),
-            cidr_v6: changed(&self.tables.cidr_v6, cidr_v6),
-            rules: changed(&self.tables.rules, rules),
-            ports: changed(&self.tables.ports, ports),
-        }
+        self.tables.delta_since(&mem::take(&mut self.before))
     }
 }
 
@@ -86,16 +65,4 @@ fn set<K: Ord + Copy, V: PartialEq>(
         None => now.remove(&key),
     };
     before.entry(key).or_insert(old);
-}
-
-/// What is not again as it was.
-fn changed<K: Ord, V: PartialEq + Copy>(
-    now: &BTreeMap<K, V>,
-    before: BTreeMap<K, Option<V>>,
-) -> BTreeMap<K, Option<V>> {
-    let differs = |(key, old): (K, Option<V>)| {
-        let new = now.get(&key).copied();
-        (new != old).then_some((key, new))
-    };
-    before.into_iter().filter_map(differs).collect()
 }

@@ -63,7 +63,7 @@ pub(super) fn attach(
         let program = program_mut(ebpf, name)?;
         match mode {
             AttachMode::Tcx | AttachMode::Auto => attach_tcx(program, pins, ifindex, interface, (name, place)),
-            AttachMode::Clsact => attach_clsact(program, interface, place),
+            AttachMode::Clsact => attach_clsact(program, pins, ifindex, interface, place),
         }
         .with_context(|| format!("attaching {name} to {interface}"))?;
     }
@@ -101,9 +101,17 @@ fn attach_tcx(
     Ok(())
 }
 
-fn attach_clsact(program: &mut SchedClassifier, interface: &str, place: TcAttachType) -> anyhow::Result<()> {
-    // Fails where there is one already.
-    let _ = tc::qdisc_add_clsact(interface);
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    pins: &PinDir,
+    ifindex: u32,
+    interface: &str,
+    place: TcAttachType,
+) -> anyhow::Result<()> {
+    // Fails where there is one already, of whomever.
+    if tc::qdisc_add_clsact(interface).is_ok() {
+        pins.own_qdisc(ifindex)?;
+    }
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, ..NlOptions::default() };
     let id = match program.attach_with_options(interface, place, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
@@ -129,17 +137,20 @@ pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32, interface: &
             }
             Ok(())
         }
-        AttachMode::Clsact => detach_clsact(interface),
+        AttachMode::Clsact => {
+            pins.forget_qdisc(ifindex);
+            detach_clsact(interface);
+            Ok(())
+        }
     }
 }
 
-/// Takes our filters off an interface, if they are there. The clsact qdisc stays: it may be another's too.
-pub fn detach_clsact(interface: &str) -> anyhow::Result<()> {
+/// Takes our filters off an interface, if they are there.
+pub fn detach_clsact(interface: &str) {
     for (name, place) in PLACES {
         match tc::qdisc_detach_program(interface, place, name) {
             Ok(()) => {}
             Err(error) => tracing::debug!(%error, interface, name, "no filter to take off"),
         }
     }
-    Ok(())
 }

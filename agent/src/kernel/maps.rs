@@ -12,49 +12,37 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Reason;
 use palisade_common::layout::{
-    Address, Config, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, FragmentKey, FragmentValue, PortKey,
-    PortValue, REASONS, RuleKey, RuleValue, Versioned,
+    Address, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey, RuleValue,
+    Versioned,
 };
 
 use super::Sizes;
 use super::config_cell::ConfigCell;
+use crate::tables::ByTable;
+use crate::tables::adopted::Found;
 use crate::tables::plan::Write;
 use crate::tables::sim::bytes_of;
 
-/// Maps that the next agent takes over.
-pub const PINNED: &[&str] = &[
-    "CONFIG",
-    "FLOW_STATS",
-    "ENDPOINTS",
-    "RECORDS",
-    "ENDPOINT_STATS",
-    "CLASS_EXACT_V4",
-    "CLASS_EXACT_V6",
-    "CLASS_CIDR_V4",
-    "CLASS_CIDR_V6",
-    "RULES",
-    "PORTS",
-    "FLOWS",
-    "FRAGMENTS",
-    "COUNTERS",
-    "EVENT_BUDGET",
-];
-
-pub fn sizes(sizes: Sizes) -> Vec<(&'static str, u32)> {
+/// Maps that the next agent takes over, and how many entries those hold whose size is a flag of the agent.
+pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
     let Sizes { endpoints, exact, prefixes, rules, ports, flows, fragments } = sizes;
     vec![
-        ("ENDPOINTS", endpoints),
+        ("CONFIG", None),
+        ("FLOW_STATS", None),
+        ("ENDPOINTS", Some(endpoints)),
         // A change writes new records before the old ones go.
-        ("RECORDS", endpoints * 2),
-        ("ENDPOINT_STATS", endpoints),
-        ("CLASS_EXACT_V4", exact),
-        ("CLASS_EXACT_V6", exact),
-        ("CLASS_CIDR_V4", prefixes),
-        ("CLASS_CIDR_V6", prefixes),
-        ("RULES", rules),
-        ("PORTS", ports),
-        ("FLOWS", flows),
-        ("FRAGMENTS", fragments),
+        ("RECORDS", Some(endpoints * 2)),
+        ("ENDPOINT_STATS", Some(endpoints)),
+        ("CLASS_EXACT_V4", Some(exact)),
+        ("CLASS_EXACT_V6", Some(exact)),
+        ("CLASS_CIDR_V4", Some(prefixes)),
+        ("CLASS_CIDR_V6", Some(prefixes)),
+        ("RULES", Some(rules)),
+        ("PORTS", Some(ports)),
+        ("FLOWS", Some(flows)),
+        ("FRAGMENTS", Some(fragments)),
+        ("COUNTERS", None),
+        ("EVENT_BUDGET", None),
     ]
 }
 
@@ -84,8 +72,6 @@ pub struct Maps {
     rules: Hash<RuleKey, RuleValue>,
     ports: Trie<PortKey, PortValue>,
     flows: Hash<FlowKey, FlowValue>,
-    fragments: Hash<FragmentKey, FragmentValue>,
-    endpoint_stats: Array<MapData, Plain<EndpointStats>>,
     counters: PerCpuArray<MapData, u64>,
     event_budget: PerCpuArray<MapData, [u32; 4]>,
 }
@@ -95,14 +81,7 @@ pub struct Maps {
 pub struct Snapshot {
     pub config: Config,
     pub flow_stats: FlowStats,
-    pub endpoints: BTreeMap<u32, Versioned>,
-    pub records: BTreeMap<u32, EndpointRecord>,
-    pub exact_v4: BTreeMap<u32, Versioned>,
-    pub exact_v6: BTreeMap<Address, Versioned>,
-    pub cidr_v4: BTreeMap<Ipv4Net, Versioned>,
-    pub cidr_v6: BTreeMap<Ipv6Net, Versioned>,
-    pub rules: BTreeMap<RuleKey, RuleValue>,
-    pub ports: BTreeMap<(PortKey, u32), PortValue>,
+    pub found: Found,
     pub flows: BTreeMap<FlowKey, FlowValue>,
     pub counters: Vec<(Reason, u64)>,
 }
@@ -139,8 +118,6 @@ impl Maps {
             rules: map("RULES")?.try_into()?,
             ports: map("PORTS")?.try_into()?,
             flows: map("FLOWS")?.try_into()?,
-            fragments: map("FRAGMENTS")?.try_into()?,
-            endpoint_stats: map("ENDPOINT_STATS")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
             event_budget: map("EVENT_BUDGET")?.try_into()?,
         })
@@ -187,46 +164,6 @@ impl Maps {
         Ok(self.flow_stats.get(&0, 0)?.0)
     }
 
-    /// Empties FLOWS, FRAGMENTS and ENDPOINT_STATS.
-    pub fn forget_flows(&mut self) -> anyhow::Result<()> {
-        let flows: Vec<FlowKey> = self.flows.keys().map(|key| Ok(key?.0)).collect::<Result<_, MapError>>()?;
-        for key in flows {
-            self.remove_flow(&key)?;
-        }
-        let fragments: Vec<_> = self.fragments.keys().collect::<Result<_, MapError>>()?;
-        for key in fragments {
-            absent_is_fine(self.fragments.remove(&key))?;
-        }
-        for number in 0..self.endpoint_stats.len() {
-            self.endpoint_stats.set(number, Plain(EndpointStats::default()), 0)?;
-        }
-        Ok(())
-    }
-
-    /// Makes all that is remembered older by so many nanoseconds, as if time had passed.
-    pub fn age(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
-        for (key, mut value) in entries(&self.flows)? {
-            value.seen = value.seen.saturating_sub(nanoseconds);
-            if value.revoked != 0 {
-                // The two lowest bits say what was revoked.
-                value.revoked = value.revoked.wrapping_sub(((nanoseconds / 1_000_000_000) as u32) << 2);
-            }
-            self.flows.insert(Plain(key), Plain(value), 0)?;
-        }
-        for (key, mut value) in entries(&self.fragments)? {
-            value.seen = value.seen.saturating_sub(nanoseconds);
-            self.fragments.insert(Plain(key), Plain(value), 0)?;
-        }
-        for number in 0..self.endpoint_stats.len() {
-            let mut stats = self.endpoint_stats.get(&number, 0)?.0;
-            if stats.midstream_count != 0 {
-                stats.midstream_second = stats.midstream_second.wrapping_sub((nanoseconds / 1_000_000_000) as u32);
-                self.endpoint_stats.set(number, Plain(stats), 0)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Counts the flows that stay and lists those for which `is_over` holds.
     pub(super) fn partition_flows(
         &self,
@@ -248,8 +185,19 @@ impl Maps {
         Ok(absent_is_fine(self.flows.remove(&Plain(*key)))?)
     }
 
-    /// Reads everything; `flows` and ports may be many.
+    /// Reads everything; flows may be many.
     pub fn snapshot(&self, with_flows: bool) -> anyhow::Result<Snapshot> {
+        Ok(Snapshot {
+            config: self.config_map.get(&0, 0)?.0,
+            flow_stats: self.flow_stats()?,
+            found: self.found()?,
+            flows: if with_flows { entries(&self.flows)? } else { BTreeMap::new() },
+            counters: self.counters()?,
+        })
+    }
+
+    /// Reads what policy decides.
+    pub fn found(&self) -> anyhow::Result<Found> {
         let mut records = BTreeMap::new();
         for index in 0..self.records.len() {
             let record = self.records.get(&index, 0)?.0;
@@ -257,20 +205,16 @@ impl Maps {
                 records.insert(index, record);
             }
         }
-        Ok(Snapshot {
-            config: self.config_map.get(&0, 0)?.0,
-            flow_stats: self.flow_stats()?,
+        let tables = ByTable {
             endpoints: entries(&self.endpoints)?,
-            records,
             exact_v4: entries(&self.exact_v4)?,
             exact_v6: entries(&self.exact_v6)?,
             cidr_v4: prefixes(&self.cidr_v4, |length, data| net_v4(length, data.0))?,
             cidr_v6: prefixes(&self.cidr_v6, |length, data| net_v6(length, data.0))?,
             rules: entries(&self.rules)?,
             ports: prefixes(&self.ports, |length, data| Ok((data.0, length)))?,
-            flows: if with_flows { entries(&self.flows)? } else { BTreeMap::new() },
-            counters: self.counters()?,
-        })
+        };
+        Ok(Found { epoch: self.config.epoch(), records, tables })
     }
 }
 

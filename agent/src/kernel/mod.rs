@@ -7,20 +7,22 @@ mod adopt;
 mod attach;
 mod config_cell;
 mod flows;
+mod link;
 mod maps;
 mod pins;
+mod qdisc;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
-use aya::programs::SchedClassifier;
+use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use palisade_common::layout::{Config, EndpointRecord};
 
 pub use attach::{AttachMode, detach_clsact};
 pub use flows::FlowWatch;
-pub use maps::{Maps, Snapshot, sizes as map_sizes};
-pub use pins::{PinDir, remove_all as remove_pins};
+pub use maps::{Maps, Snapshot, pinned as pinned_maps};
+pub use pins::{PinDir, maps_folder, remove_all as remove_pins};
 
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
@@ -204,9 +206,9 @@ impl Kernel {
         attach::detach(&self.pins, self.mode, ifindex, interface)
     }
 
-    /// Interfaces that have links pinned.
+    /// Interfaces that an agent has put programs on, whatever has become of them.
     pub fn attached(&self) -> anyhow::Result<Vec<u32>> {
-        self.pins.link_interfaces()
+        self.pins.interfaces()
     }
 
     pub fn program_mut(&mut self, name: &str) -> anyhow::Result<&mut SchedClassifier> {
@@ -223,15 +225,23 @@ fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf>
     let level: u8 = if settings.debug_programs { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::default()).override_global("AYA_LOG_LEVEL", &level, false);
-    for (name, size) in maps::sizes(sizes) {
-        loader.map_max_entries(name, size);
-    }
-    for name in maps::PINNED {
+    for (name, size) in maps::pinned(sizes) {
         loader.map_pin_path(name, pins.map(name));
+        if let Some(size) = size {
+            loader.map_max_entries(name, size);
+        }
     }
     let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
-    for name in [FROM_POD, TO_POD, "empty"] {
-        program_mut(&mut ebpf, name)?.load().with_context(|| format!("loading program {name}"))?;
-    }
+    // Most of the time goes into their verification, which the kernel does on the thread that asks.
+    std::thread::scope(|scope| {
+        let wanted = ebpf.programs_mut().filter(|(name, _)| [FROM_POD, TO_POD].contains(name));
+        let threads: Vec<_> = wanted.map(|(name, program)| scope.spawn(move || load_program(name, program))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("loading does not panic"))
+    })?;
     Ok(ebpf)
+}
+
+fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {
+    let program: &mut SchedClassifier = program.try_into()?;
+    program.load().with_context(|| format!("loading program {name}"))
 }

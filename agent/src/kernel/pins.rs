@@ -9,7 +9,12 @@ use palisade_common::layout::LAYOUT_VERSION;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use super::{link, qdisc};
+
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// Has an empty folder, as a bpffs takes no files, for each interface that was given its clsact qdisc by us: named by its index.
+const QDISCS: &str = "clsact";
 
 /// A folder on a bpffs, locked for this process.
 #[derive(Debug)]
@@ -27,7 +32,7 @@ impl PinDir {
     pub fn open(root: &Path) -> anyhow::Result<Self> {
         mount_if_needed(root)?;
         let current = root.join(version_name());
-        for folder in [current.join("maps"), current.join("links")] {
+        for folder in ["maps", "links", QDISCS].map(|folder| current.join(folder)) {
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
         let lock = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -54,19 +59,38 @@ impl PinDir {
         self.current().join("links").join(format!("{ifindex}-{program}"))
     }
 
-    /// Interfaces that have a link pinned, whatever has become of them.
-    pub fn link_interfaces(&self) -> anyhow::Result<Vec<u32>> {
+    fn qdisc(&self, ifindex: u32) -> PathBuf {
+        self.current().join(QDISCS).join(ifindex.to_string())
+    }
+
+    /// Remembers that the interface's clsact qdisc is ours.
+    pub fn own_qdisc(&self, ifindex: u32) -> anyhow::Result<()> {
+        let folder = self.qdisc(ifindex);
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))
+    }
+
+    /// The interface has gone, and its qdisc with it.
+    pub fn forget_qdisc(&self, ifindex: u32) {
+        // Mostly it is not there.
+        let _ = fs::remove_dir(self.qdisc(ifindex));
+    }
+
+    /// Interfaces that have a link pinned or a qdisc of ours, whatever has become of them.
+    pub fn interfaces(&self) -> anyhow::Result<Vec<u32>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(self.current().join("links"))? {
-            let name = entry?.file_name();
-            let index: Option<u32> =
-                name.to_str().and_then(|name| name.split('-').next()).and_then(|index| index.parse().ok());
-            found.extend(index);
+        for folder in ["links", QDISCS] {
+            for entry in fs::read_dir(self.current().join(folder))? {
+                found.extend(ifindex_of(&entry?.path()));
+            }
         }
         found.sort_unstable();
         found.dedup();
         Ok(found)
     }
+}
+
+fn ifindex_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.split('-').next()?.parse().ok()
 }
 
 /// Folder of the maps of this layout below a pin folder.
@@ -78,8 +102,8 @@ fn version_name() -> String {
     format!("v{LAYOUT_VERSION}")
 }
 
-/// Takes everything below the pin folder away, of any version, and the folder itself. Links go first: with the last
-/// reference a program leaves its interface.
+/// Takes everything below the pin folder away, of any version, and the folder itself. No program runs on an interface any longer
+/// when this returns.
 pub fn remove_all(root: &Path) -> anyhow::Result<bool> {
     if !root.exists() {
         return Ok(false);
@@ -89,15 +113,17 @@ pub fn remove_all(root: &Path) -> anyhow::Result<bool> {
         if !version.is_dir() {
             continue;
         }
-        for folder in ["links", "maps"] {
-            let folder = version.join(folder);
-            let Ok(entries) = fs::read_dir(&folder) else { continue };
-            for entry in entries {
-                let path = entry?.path();
-                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        remove_folder(&version.join("links"), |pin| {
+            link::detach(pin).with_context(|| format!("detaching {}", pin.display()))?;
+            Ok(fs::remove_file(pin)?)
+        })?;
+        remove_folder(&version.join(QDISCS), |folder| {
+            if let Some(ifindex) = ifindex_of(folder) {
+                qdisc::remove_if_empty(ifindex).with_context(|| format!("the clsact qdisc of interface {ifindex}"))?;
             }
-            fs::remove_dir(&folder).with_context(|| format!("removing {}", folder.display()))?;
-        }
+            Ok(fs::remove_dir(folder)?)
+        })?;
+        remove_folder(&version.join("maps"), |pin| Ok(fs::remove_file(pin)?))?;
         fs::remove_dir(&version).with_context(|| format!("removing {}", version.display()))?;
     }
     match fs::remove_dir(root) {
@@ -105,6 +131,15 @@ pub fn remove_all(root: &Path) -> anyhow::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
         result => result.map(|()| true).with_context(|| format!("removing {}", root.display())),
     }
+}
+
+fn remove_folder(folder: &Path, remove: impl Fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
+        let path = entry?.path();
+        remove(&path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))
 }
 
 /// Whether the path (or the nearest folder above it that exists) is on a bpffs.

@@ -5,6 +5,7 @@ pub mod http;
 pub mod metrics;
 pub mod refusal;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context as _;
 
 use crate::compile::Catalog;
-use crate::kernel::Maps;
+use crate::kernel::{Maps, Sizes, pinned_maps};
 use crate::tables::Tables;
 use metrics::{MapUse, Snapshot};
 
@@ -50,21 +51,12 @@ pub fn read_catalog(pin_dir: &Path) -> anyhow::Result<Catalog> {
 /// How full the tables are, for whoever scrapes.
 #[derive(Clone, Debug, Default)]
 pub struct Fill {
-    entries: Arc<Mutex<Vec<(&'static str, u64)>>>,
+    entries: Arc<Mutex<Vec<(&'static str, usize)>>>,
 }
 
 impl Fill {
     pub fn set(&self, tables: &Tables) {
-        let Tables { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = tables;
-        let entries = vec![
-            ("ENDPOINTS", endpoints.len() as u64),
-            ("CLASS_EXACT_V4", exact_v4.len() as u64),
-            ("CLASS_EXACT_V6", exact_v6.len() as u64),
-            ("CLASS_CIDR_V4", cidr_v4.len() as u64),
-            ("CLASS_CIDR_V6", cidr_v6.len() as u64),
-            ("RULES", rules.len() as u64),
-            ("PORTS", ports.len() as u64),
-        ];
+        let entries = tables.lens();
         *self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = entries;
     }
 }
@@ -73,21 +65,22 @@ impl Fill {
 pub fn snapshot_of(
     pin_dir: &Path,
     fill: Fill,
-    sizes: Vec<(&'static str, u32)>,
+    sizes: Sizes,
 ) -> anyhow::Result<impl Fn() -> anyhow::Result<Snapshot> + Send + Sync + use<>> {
     let maps = Mutex::new(Maps::open_pinned(pin_dir)?);
+    let sizes: BTreeMap<_, _> = pinned_maps(sizes).into_iter().collect();
     Ok(move || {
         let maps = maps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let entries = fill.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let size = |name: &str| sizes.iter().find(|(of, _)| *of == name).map_or(0, |(_, size)| u64::from(*size));
-        let packets: std::collections::BTreeMap<_, _> = maps.counters()?.into_iter().collect();
+        let size = |name: &str| sizes.get(name).copied().flatten().map_or(0, u64::from);
+        let packets: BTreeMap<_, _> = maps.counters()?.into_iter().collect();
         Ok(Snapshot {
             events_lost: maps.events_lost()?,
             midstream: packets.get(&palisade_common::Reason::Midstream).copied().unwrap_or(0),
             packets,
             maps: entries
                 .iter()
-                .map(|(name, entries)| (*name, MapUse { entries: *entries, entries_max: size(name) }))
+                .map(|(name, entries)| (*name, MapUse { entries: *entries as u64, entries_max: size(name) }))
                 .collect(),
         })
     })

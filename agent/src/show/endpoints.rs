@@ -23,16 +23,14 @@ struct Row {
 /// When there is no agent's state to read.
 pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
     let maps = Maps::open_pinned(&flags.pin_dir)?;
-    let snapshot = maps.snapshot(false)?;
+    let found = maps.found()?;
     let catalog = observe::read_catalog(&flags.pin_dir)?;
     let rows: Vec<Row> = catalog
         .endpoints
         .into_iter()
         .map(|entry| {
-            let record = snapshot
-                .endpoints
-                .get(&entry.ifindex)
-                .and_then(|index| snapshot.records.get(&index.at(snapshot.config.epoch)));
+            let index = found.tables.endpoints.get(&entry.ifindex);
+            let record = index.and_then(|index| found.records.get(&index.at(found.epoch)));
             let state = match record {
                 None => "not in the tables",
                 Some(record) if record.flags & endpoint_flag::CLOSED != 0 => "closed",

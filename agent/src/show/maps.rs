@@ -90,10 +90,10 @@ fn config(snapshot: &Snapshot) -> Shown {
 fn endpoints(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let epoch = snapshot.config.epoch;
     let mut rows = Vec::new();
-    for (ifindex, index) in &snapshot.endpoints {
+    for (ifindex, index) in &snapshot.found.tables.endpoints {
         let pod = catalog.endpoints.iter().find(|entry| entry.ifindex == *ifindex);
         let name = pod.and_then(|entry| Some(format!("{}/{}", entry.namespace.as_ref()?, entry.pod.as_ref()?)));
-        let Some(record) = snapshot.records.get(&index.at(epoch)) else {
+        let Some(record) = snapshot.found.records.get(&index.at(epoch)) else {
             rows.push(vec![json!(ifindex), json!(name)]);
             continue;
         };
@@ -167,8 +167,8 @@ fn class_cells(value: Versioned, epoch: u32, catalog: &Catalog) -> Vec<Value> {
 
 fn exact(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let epoch = snapshot.config.epoch;
-    let v4 = snapshot.exact_v4.iter().map(|(word, value)| (address_text(V4, &Address::v4(*word)), value));
-    let v6 = snapshot.exact_v6.iter().map(|(address, value)| (address_text(V6, address), value));
+    let v4 = snapshot.found.tables.exact_v4.iter().map(|(word, value)| (address_text(V4, &Address::v4(*word)), value));
+    let v6 = snapshot.found.tables.exact_v6.iter().map(|(address, value)| (address_text(V6, address), value));
     let row =
         |(address, value): (String, &Versioned)| [vec![json!(address)], class_cells(*value, epoch, catalog)].concat();
     Shown { name: "CLASS_EXACT", columns: &["ADDRESS", "CLASS", "PEERS"], rows: v4.chain(v6).map(row).collect() }
@@ -176,8 +176,8 @@ fn exact(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
 
 fn cidrs(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let epoch = snapshot.config.epoch;
-    let v4 = snapshot.cidr_v4.iter().map(|(prefix, value)| (prefix.to_string(), value));
-    let v6 = snapshot.cidr_v6.iter().map(|(prefix, value)| (prefix.to_string(), value));
+    let v4 = snapshot.found.tables.cidr_v4.iter().map(|(prefix, value)| (prefix.to_string(), value));
+    let v6 = snapshot.found.tables.cidr_v6.iter().map(|(prefix, value)| (prefix.to_string(), value));
     let row =
         |(prefix, value): (String, &Versioned)| [vec![json!(prefix)], class_cells(*value, epoch, catalog)].concat();
     Shown { name: "CLASS_CIDR", columns: &["PREFIX", "CLASS", "PEERS"], rows: v4.chain(v6).map(row).collect() }
@@ -193,6 +193,8 @@ fn rule_name(rule: u32, catalog: &Catalog) -> Value {
 
 fn rules(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let rows = snapshot
+        .found
+        .tables
         .rules
         .iter()
         .map(|(key, value)| {
@@ -218,6 +220,8 @@ fn range(key: &PortKey, length: u32) -> (u16, u16) {
 
 fn ports(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let rows = snapshot
+        .found
+        .tables
         .ports
         .iter()
         .map(|((key, length), value)| {

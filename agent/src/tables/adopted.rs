@@ -4,26 +4,17 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::{Ipv4Net, Ipv6Net};
-use palisade_common::layout::{
-    Address, CLASS_ASK_CIDR, EndpointRecord, PortKey, PortValue, RECORD_NONE, RuleKey, RuleValue, Versioned,
-};
+use palisade_common::layout::{CLASS_ASK_CIDR, EndpointRecord, PortValue, RECORD_NONE, RuleValue, Versioned};
 
-use super::Tables;
 use super::plan::Write;
+use super::{ByTable, Tables};
 
 /// The maps as they were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     pub epoch: u32,
-    pub endpoints: BTreeMap<u32, Versioned>,
     pub records: BTreeMap<u32, EndpointRecord>,
-    pub exact_v4: BTreeMap<u32, Versioned>,
-    pub exact_v6: BTreeMap<Address, Versioned>,
-    pub cidr_v4: BTreeMap<Ipv4Net, Versioned>,
-    pub cidr_v6: BTreeMap<Ipv6Net, Versioned>,
-    pub rules: BTreeMap<RuleKey, RuleValue>,
-    pub ports: BTreeMap<(PortKey, u32), PortValue>,
+    pub tables: ByTable<Versioned, Versioned, RuleValue, PortValue>,
 }
 
 /// What is in force in them, and the writes after which nothing waits for an epoch to come.
@@ -39,13 +30,13 @@ pub struct Adopted {
 
 /// Every look-up gives the same before, between and after the writes.
 pub fn adopted(found: Found) -> Adopted {
-    let epoch = found.epoch;
+    let Found { epoch, records: found_records, tables: found } = found;
     let mut writes = Vec::new();
     let mut tables = Tables { rules: found.rules, ports: found.ports, ..Tables::default() };
     let mut records = BTreeMap::new();
     for (ifindex, value) in found.endpoints {
         let index = value.at(epoch);
-        let record = found.records.get(&index).filter(|record| index != RECORD_NONE && record.ifindex == ifindex);
+        let record = found_records.get(&index).filter(|record| index != RECORD_NONE && record.ifindex == ifindex);
         let settled = record.map(|_| Versioned::constant(index));
         writes.extend(repair(value, settled, epoch).map(|value| Write::Endpoint(ifindex, value)));
         if let Some(record) = record {
@@ -53,40 +44,30 @@ pub fn adopted(found: Found) -> Adopted {
             records.insert(ifindex, index);
         }
     }
-    for (address, value) in found.exact_v4 {
-        let class = class_of(value, epoch);
-        writes.extend(repair(value, constant(class), epoch).map(|value| Write::ExactV4(address, value)));
-        tables.exact_v4.extend(class.map(|class| (address, class)));
-    }
-    for (address, value) in found.exact_v6 {
-        let class = class_of(value, epoch);
-        writes.extend(repair(value, constant(class), epoch).map(|value| Write::ExactV6(address, value)));
-        tables.exact_v6.extend(class.map(|class| (address, class)));
-    }
-    for (prefix, value) in found.cidr_v4 {
-        let class = value.at(epoch);
-        writes.extend(repair(value, constant(Some(class)), epoch).map(|value| Write::CidrV4(prefix, value)));
-        tables.cidr_v4.insert(prefix, class);
-    }
-    for (prefix, value) in found.cidr_v6 {
-        let class = value.at(epoch);
-        writes.extend(repair(value, constant(Some(class)), epoch).map(|value| Write::CidrV6(prefix, value)));
-        tables.cidr_v6.insert(prefix, class);
-    }
+    tables.exact_v4 = classes(found.exact_v4, epoch, &mut writes, Write::ExactV4);
+    tables.exact_v6 = classes(found.exact_v6, epoch, &mut writes, Write::ExactV6);
+    tables.cidr_v4 = classes(found.cidr_v4, epoch, &mut writes, Write::CidrV4);
+    tables.cidr_v6 = classes(found.cidr_v6, epoch, &mut writes, Write::CidrV6);
     // Flows judged by a process that was killed between a change's writes and its epoch are judged again.
     let next = epoch.wrapping_add(1);
     writes.push(Write::Epoch(next));
     Adopted { writes, epoch: next, tables, records }
 }
 
-/// `None`: the address has no class of its own (by now).
-fn class_of(value: Versioned, epoch: u32) -> Option<u32> {
-    let class = value.at(epoch);
-    (class != CLASS_ASK_CIDR).then_some(class)
-}
-
-fn constant(class: Option<u32>) -> Option<Versioned> {
-    class.map(Versioned::constant)
+/// The classes in force. An address that is to ask the trie has none of its own (by now); a prefix never does.
+fn classes<K: Ord + Copy>(
+    found: BTreeMap<K, Versioned>,
+    epoch: u32,
+    writes: &mut Vec<Write>,
+    write: impl Fn(K, Option<Versioned>) -> Write,
+) -> BTreeMap<K, u32> {
+    let mut classes = BTreeMap::new();
+    for (key, value) in found {
+        let class = Some(value.at(epoch)).filter(|class| *class != CLASS_ASK_CIDR);
+        writes.extend(repair(value, class.map(Versioned::constant), epoch).map(|value| write(key, value)));
+        classes.extend(class.map(|class| (key, class)));
+    }
+    classes
 }
 
 /// The settled value to write, where the entry is gone by now or waits for an epoch to come.

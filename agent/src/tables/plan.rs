@@ -106,7 +106,7 @@ impl Installed {
 
     /// The plan for `delta`; entries of it that are there already are left out.
     pub fn plan(&self, delta: &Delta) -> Result<Plan, RecordsExhausted> {
-        let mut plan = Plan { delta: self.reduced(delta), ..Plan::default() };
+        let mut plan = Plan { delta: self.tables.without_known(delta), ..Plan::default() };
         let delta = plan.delta.clone();
         if delta == Delta::default() {
             return Ok(plan);
@@ -145,55 +145,15 @@ impl Installed {
             };
             self.free.extend(old);
         }
-        let Delta { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = &plan.delta;
-        merge(&mut self.tables.endpoints, endpoints);
-        merge(&mut self.tables.exact_v4, exact_v4);
-        merge(&mut self.tables.exact_v6, exact_v6);
-        merge(&mut self.tables.cidr_v4, cidr_v4);
-        merge(&mut self.tables.cidr_v6, cidr_v6);
-        merge(&mut self.tables.rules, rules);
-        merge(&mut self.tables.ports, ports);
-    }
-
-    fn reduced(&self, delta: &Delta) -> Delta {
-        let Delta { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = delta;
-        let tables = &self.tables;
-        Delta {
-            endpoints: different(&tables.endpoints, endpoints),
-            exact_v4: different(&tables.exact_v4, exact_v4),
-            exact_v6: different(&tables.exact_v6, exact_v6),
-            cidr_v4: different(&tables.cidr_v4, cidr_v4),
-            cidr_v6: different(&tables.cidr_v6, cidr_v6),
-            rules: different(&tables.rules, rules),
-            ports: different(&tables.ports, ports),
-        }
+        self.tables.apply(&plan.delta);
     }
 
     fn references(&self, plan: &mut Plan, delta: &Delta, next: u32) -> Result<(), RecordsExhausted> {
-        for (address, class) in &delta.exact_v4 {
-            let (value, undo) = exact(self.tables.exact_v4.get(address), *class, next);
-            plan.push(Write::ExactV4(*address, Some(value)), Some(Write::ExactV4(*address, undo)));
-        }
-        for (address, class) in &delta.exact_v6 {
-            let (value, undo) = exact(self.tables.exact_v6.get(address), *class, next);
-            plan.push(Write::ExactV6(*address, Some(value)), Some(Write::ExactV6(*address, undo)));
-        }
-        let after = Overlay { base: &self.tables.cidr_v4, changes: &delta.cidr_v4 };
-        for prefix in delta.cidr_v4.keys() {
-            let old = self.tables.cidr_v4.get(prefix).copied();
-            let before = old.unwrap_or_else(|| covering_v4(*prefix, |net| self.tables.cidr_v4.get(net).copied()));
-            let class = covering_v4(*prefix, |net| after.get(net));
-            let value = Versioned { since: next, before, after: class };
-            plan.push(Write::CidrV4(*prefix, Some(value)), Some(Write::CidrV4(*prefix, old.map(Versioned::constant))));
-        }
-        let after = Overlay { base: &self.tables.cidr_v6, changes: &delta.cidr_v6 };
-        for prefix in delta.cidr_v6.keys() {
-            let old = self.tables.cidr_v6.get(prefix).copied();
-            let before = old.unwrap_or_else(|| covering_v6(*prefix, |net| self.tables.cidr_v6.get(net).copied()));
-            let class = covering_v6(*prefix, |net| after.get(net));
-            let value = Versioned { since: next, before, after: class };
-            plan.push(Write::CidrV6(*prefix, Some(value)), Some(Write::CidrV6(*prefix, old.map(Versioned::constant))));
-        }
+        let tables = &self.tables;
+        exact(plan, &tables.exact_v4, &delta.exact_v4, next, Write::ExactV4);
+        exact(plan, &tables.exact_v6, &delta.exact_v6, next, Write::ExactV6);
+        cidr(plan, &tables.cidr_v4, &delta.cidr_v4, next, covering_v4, Write::CidrV4);
+        cidr(plan, &tables.cidr_v6, &delta.cidr_v6, next, covering_v6, Write::CidrV6);
         let mut free = self.free.iter().rev();
         for (ifindex, record) in &delta.endpoints {
             let old = self.records.get(ifindex).copied();
@@ -229,28 +189,41 @@ fn removals(plan: &mut Plan, delta: &Delta) {
     }
 }
 
-fn exact(old: Option<&u32>, new: Option<u32>, next: u32) -> (Versioned, Option<Versioned>) {
-    let before = old.copied().unwrap_or(CLASS_ASK_CIDR);
-    let value = Versioned { since: next, before, after: new.unwrap_or(CLASS_ASK_CIDR) };
-    (value, old.copied().map(Versioned::constant))
+/// What is added asks the trie before, what goes asks it after.
+fn exact<K: Ord + Copy>(
+    plan: &mut Plan,
+    old: &BTreeMap<K, u32>,
+    changes: &BTreeMap<K, Option<u32>>,
+    next: u32,
+    write: impl Fn(K, Option<Versioned>) -> Write,
+) {
+    for (address, class) in changes {
+        let old = old.get(address).copied();
+        let (before, after) = (old.unwrap_or(CLASS_ASK_CIDR), class.unwrap_or(CLASS_ASK_CIDR));
+        let undo = write(*address, old.map(Versioned::constant));
+        plan.push(write(*address, Some(Versioned { since: next, before, after })), Some(undo));
+    }
 }
 
-struct Overlay<'a, K> {
-    base: &'a BTreeMap<K, u32>,
-    changes: &'a BTreeMap<K, Option<u32>>,
-}
-
-impl<K: Ord> Overlay<'_, K> {
-    fn get(&self, key: &K) -> Option<u32> {
-        match self.changes.get(key) {
-            Some(change) => *change,
-            None => self.base.get(key).copied(),
-        }
+/// What is added gave the class of the prefix around it before, what goes gives that after.
+fn cidr<K: Ord + Copy>(
+    plan: &mut Plan,
+    old: &BTreeMap<K, u32>,
+    changes: &BTreeMap<K, Option<u32>>,
+    next: u32,
+    covering: impl Fn(K, &dyn Fn(&K) -> Option<u32>) -> u32,
+    write: impl Fn(K, Option<Versioned>) -> Write,
+) {
+    for prefix in changes.keys() {
+        let before = covering(*prefix, &|net| old.get(net).copied());
+        let after = covering(*prefix, &|net| changes.get(net).copied().unwrap_or_else(|| old.get(net).copied()));
+        let undo = write(*prefix, old.get(prefix).copied().map(Versioned::constant));
+        plan.push(write(*prefix, Some(Versioned { since: next, before, after })), Some(undo));
     }
 }
 
 /// The class that a look-up inside `prefix` finds: the longest of `prefix` itself and the shorter ones that cover it.
-pub(super) fn covering_v4(prefix: Ipv4Net, class: impl Fn(&Ipv4Net) -> Option<u32>) -> u32 {
+pub(super) fn covering_v4(prefix: Ipv4Net, class: &dyn Fn(&Ipv4Net) -> Option<u32>) -> u32 {
     let bits = u32::from(prefix.network());
     (0..=prefix.prefix_len())
         .rev()
@@ -262,7 +235,7 @@ pub(super) fn covering_v4(prefix: Ipv4Net, class: impl Fn(&Ipv4Net) -> Option<u3
 }
 
 /// As [`covering_v4`].
-pub(super) fn covering_v6(prefix: Ipv6Net, class: impl Fn(&Ipv6Net) -> Option<u32>) -> u32 {
+pub(super) fn covering_v6(prefix: Ipv6Net, class: &dyn Fn(&Ipv6Net) -> Option<u32>) -> u32 {
     let bits = u128::from(prefix.network());
     (0..=prefix.prefix_len())
         .rev()
@@ -271,44 +244,4 @@ pub(super) fn covering_v6(prefix: Ipv6Net, class: impl Fn(&Ipv6Net) -> Option<u3
             class(&Ipv6Net::new(Ipv6Addr::from(bits & mask), length).expect("a length of at most 128"))
         })
         .unwrap_or(CLASS_NONE)
-}
-
-fn different<K: Ord + Clone, V: PartialEq + Copy>(
-    now: &BTreeMap<K, V>,
-    wanted: &BTreeMap<K, Option<V>>,
-) -> BTreeMap<K, Option<V>> {
-    wanted.iter().filter(|(key, value)| now.get(key) != value.as_ref()).map(|(k, v)| (k.clone(), *v)).collect()
-}
-
-fn merge<K: Ord + Clone, V: Copy>(now: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
-    for (key, value) in changes {
-        match value {
-            Some(value) => now.insert(key.clone(), *value),
-            None => now.remove(key),
-        };
-    }
-}
-
-impl Tables {
-    /// What turns `self` into `wanted`.
-    pub fn delta_to(&self, wanted: &Tables) -> Delta {
-        Delta {
-            endpoints: difference(&self.endpoints, &wanted.endpoints),
-            exact_v4: difference(&self.exact_v4, &wanted.exact_v4),
-            exact_v6: difference(&self.exact_v6, &wanted.exact_v6),
-            cidr_v4: difference(&self.cidr_v4, &wanted.cidr_v4),
-            cidr_v6: difference(&self.cidr_v6, &wanted.cidr_v6),
-            rules: difference(&self.rules, &wanted.rules),
-            ports: difference(&self.ports, &wanted.ports),
-        }
-    }
-}
-
-fn difference<K: Ord + Clone, V: PartialEq + Copy>(
-    from: &BTreeMap<K, V>,
-    to: &BTreeMap<K, V>,
-) -> BTreeMap<K, Option<V>> {
-    let gone = from.keys().filter(|key| !to.contains_key(key)).map(|key| (key.clone(), None));
-    let changed = to.iter().filter(|(key, value)| from.get(key) != Some(value)).map(|(k, v)| (k.clone(), Some(*v)));
-    gone.chain(changed).collect()
 }

@@ -11,7 +11,7 @@ use palisade_common::Hook;
 use palisade_common::decide::{FlowEntry, Meeting, Ruling, Tables as Ask, decide, take_midstream};
 use palisade_common::layout::{
     Address, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX,
-    PORT_PREFIX_MIN, PortKey, PortValue, RuleKey, RuleValue, Versioned,
+    PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, Versioned,
 };
 use palisade_common::parse::{self, Bytes, HEADERS_MAX, Packet, V4};
 
@@ -21,15 +21,7 @@ use super::plan::Write;
 /// Maps and settings.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sim {
-    epoch: u32,
-    endpoints: BTreeMap<u32, Versioned>,
-    records: BTreeMap<u32, EndpointRecord>,
-    exact_v4: BTreeMap<u32, Versioned>,
-    exact_v6: BTreeMap<Address, Versioned>,
-    cidr_v4: BTreeMap<Ipv4Net, Versioned>,
-    cidr_v6: BTreeMap<Ipv6Net, Versioned>,
-    rules: BTreeMap<RuleKey, RuleValue>,
-    ports: BTreeMap<(PortKey, u32), PortValue>,
+    maps: Found,
     hints: RefCell<BTreeMap<u32, (u32, u32)>>,
     flows: RefCell<BTreeMap<FlowKey, FlowValue>>,
     fragments: RefCell<BTreeMap<FragmentKey, FragmentValue>>,
@@ -77,18 +69,19 @@ impl Bytes for FrameBytes<'_> {
 
 impl Sim {
     pub fn write(&mut self, write: &Write) {
+        let Found { epoch, records, tables } = &mut self.maps;
         match *write {
             Write::Record(index, record) => {
-                self.records.insert(index, record);
+                records.insert(index, record);
             }
-            Write::Rule(key, value) => put(&mut self.rules, key, value),
-            Write::Port(key, length, value) => put(&mut self.ports, (key, length), value),
-            Write::ExactV4(address, value) => put(&mut self.exact_v4, address, value),
-            Write::ExactV6(address, value) => put(&mut self.exact_v6, address, value),
-            Write::CidrV4(prefix, value) => put(&mut self.cidr_v4, prefix, value),
-            Write::CidrV6(prefix, value) => put(&mut self.cidr_v6, prefix, value),
-            Write::Endpoint(ifindex, value) => put(&mut self.endpoints, ifindex, value),
-            Write::Epoch(epoch) => self.epoch = epoch,
+            Write::Rule(key, value) => put(&mut tables.rules, key, value),
+            Write::Port(key, length, value) => put(&mut tables.ports, (key, length), value),
+            Write::ExactV4(address, value) => put(&mut tables.exact_v4, address, value),
+            Write::ExactV6(address, value) => put(&mut tables.exact_v6, address, value),
+            Write::CidrV4(prefix, value) => put(&mut tables.cidr_v4, prefix, value),
+            Write::CidrV6(prefix, value) => put(&mut tables.cidr_v6, prefix, value),
+            Write::Endpoint(ifindex, value) => put(&mut tables.endpoints, ifindex, value),
+            Write::Epoch(new) => *epoch = new,
         }
     }
 
@@ -100,18 +93,8 @@ impl Sim {
     }
 
     /// What a new agent would find in the maps.
-    pub fn found(&self) -> Found {
-        Found {
-            epoch: self.epoch,
-            endpoints: self.endpoints.clone(),
-            records: self.records.clone(),
-            exact_v4: self.exact_v4.clone(),
-            exact_v6: self.exact_v6.clone(),
-            cidr_v4: self.cidr_v4.clone(),
-            cidr_v6: self.cidr_v6.clone(),
-            rules: self.rules.clone(),
-            ports: self.ports.clone(),
-        }
+    pub fn found(&self) -> &Found {
+        &self.maps
     }
 
     /// Forgets all flows and fragments.
@@ -198,11 +181,11 @@ impl Ask for Sim {
     type Flow<'a> = SimFlow<'a>;
 
     fn epoch(&self) -> u32 {
-        self.epoch
+        self.maps.epoch
     }
 
     fn endpoint(&self, ifindex: u32) -> Option<Versioned> {
-        self.endpoints.get(&ifindex).copied()
+        self.maps.tables.endpoints.get(&ifindex).copied()
     }
 
     fn hint(&self, ifindex: u32, epoch: u32) -> Option<u32> {
@@ -214,11 +197,15 @@ impl Ask for Sim {
     }
 
     fn record(&self, index: u32) -> Option<&EndpointRecord> {
-        self.records.get(&index)
+        self.maps.records.get(&index)
     }
 
     fn class_exact(&self, family: u8, address: &Address) -> Option<Versioned> {
-        if family == V4 { self.exact_v4.get(&address.v4_word()).copied() } else { self.exact_v6.get(address).copied() }
+        if family == V4 {
+            self.maps.tables.exact_v4.get(&address.v4_word()).copied()
+        } else {
+            self.maps.tables.exact_v6.get(address).copied()
+        }
     }
 
     fn class_cidr(&self, family: u8, address: &Address) -> Option<Versioned> {
@@ -227,27 +214,27 @@ impl Ask for Sim {
             (0..=32_u8).rev().find_map(|length| {
                 let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
                 let net = Ipv4Net::new(Ipv4Addr::from(bits & mask), length).expect("a length of at most 32");
-                self.cidr_v4.get(&net).copied()
+                self.maps.tables.cidr_v4.get(&net).copied()
             })
         } else {
             let bits = u128::from_be_bytes(bytes_of(address));
             (0..=128_u8).rev().find_map(|length| {
                 let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
                 let net = Ipv6Net::new(Ipv6Addr::from(bits & mask), length).expect("a length of at most 128");
-                self.cidr_v6.get(&net).copied()
+                self.maps.tables.cidr_v6.get(&net).copied()
             })
         }
     }
 
     fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
-        self.rules.get(key).copied()
+        self.maps.tables.rules.get(key).copied()
     }
 
     fn port(&self, ports: u32, protocol: u8, port: u16) -> Option<u32> {
         (PORT_PREFIX_MIN..=PORT_PREFIX_MAX).rev().find_map(|length| {
             let mask = u16::MAX.checked_shl(PORT_PREFIX_MAX - length).unwrap_or(0);
             let key = PortKey { ports_be: ports.to_be(), protocol, pad: 0, port_be: (port & mask).to_be() };
-            self.ports.get(&(key, length)).map(|value| value.rule)
+            self.maps.tables.ports.get(&(key, length)).map(|value| value.rule)
         })
     }
 

@@ -19,7 +19,7 @@ use super::stats::Sample;
 use super::table::Table;
 use super::test_run::{Run, test_run};
 use super::vary::Varied;
-use crate::judges::{Bpffs, Pipeline, bpffs};
+use crate::judges::{Bpffs, Memory, Pipeline, bpffs};
 
 /// Runs of each kind of packet, one after another in turns, so that what disturbs the machine for a while disturbs all alike.
 const ROUNDS: usize = 9;
@@ -66,6 +66,7 @@ pub fn run() -> Result<()> {
 
 struct Bench {
     kernel: Kernel,
+    memory: Memory,
     ring: RingBuf<MapData>,
     loading: Duration,
     _pins: Bpffs,
@@ -85,12 +86,15 @@ impl Bench {
             ensure!(status.success(), "no interface with index {index}");
         }
         let pins = bpffs("bench")?;
-        let pin_dir = PinDir::open(&pins.path().join("agent"))?;
+        let folder = pins.path().join("agent");
+        let pin_dir = PinDir::open(&folder)?;
         let started = Instant::now();
         let mut kernel = Kernel::open(pin_dir, Sizes::default(), Settings::default(), AttachMode::Auto)?;
         let loading = started.elapsed();
+        kernel.program_mut("empty")?.load()?;
         let ring = kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS")?.try_into()?;
-        Ok(Self { kernel, ring, loading, _pins: pins })
+        let memory = Memory::open(&folder)?;
+        Ok(Self { kernel, memory, ring, loading, _pins: pins })
     }
 
     /// What the verifier had to read, and how long loading took in all.
@@ -196,7 +200,7 @@ impl Bench {
                 let opener = kind.packet.opener();
                 self.plain(program_name(opener.hook), opener, 1)?;
             }
-            Given::NewFlows => self.kernel.maps_mut().forget_flows()?,
+            Given::NewFlows => self.memory.forget()?,
             Given::NewFlowsEvicting => {
                 // From addresses that the measured run does not come to.
                 let full = Sizes::default().flows * 2;

@@ -1,12 +1,17 @@
-//! Benchmarks: what a packet costs in the kernel programs, and how many connections a pod takes with and without an agent.
+//! Benchmarks: what a packet costs in the kernel programs, how many connections a pod takes with and without an agent, how soon a policy
+//! holds, and how soon an agent enforces and what it takes.
 //!
 //! Run by `cargo xtask bench`; figures and how to read them are in docs/benchmarks.md.
 
+mod cluster;
 pub mod connections;
 pub mod in_kernel;
 pub mod load;
 mod machine;
+pub mod policy;
+mod prober;
 mod scene;
+pub mod start;
 mod stats;
 mod table;
 mod test_run;

@@ -22,6 +22,12 @@ impl Sample {
         self.sorted[self.sorted.len() - 1]
     }
 
+    /// The least measurement that so large a part (0 to 1) of all does not exceed.
+    pub fn quantile(&self, part: f64) -> f64 {
+        let rank = (part * self.sorted.len() as f64).ceil() as usize;
+        self.sorted[rank.clamp(1, self.sorted.len()) - 1]
+    }
+
     pub fn median(&self) -> f64 {
         let middle = self.sorted.len() / 2;
         if self.sorted.len() % 2 == 1 {
@@ -80,6 +86,12 @@ mod tests {
         assert!((ratio.value - 0.95).abs() < 0.001, "{ratio:?}");
         // Standard error of the logarithms 0.0086, times t(3) = 3.18.
         assert!((ratio.low - 0.9243).abs() < 0.003 && (ratio.high - 0.9763).abs() < 0.003, "{ratio:?}");
+    }
+
+    #[test]
+    fn a_quantile_is_a_measurement() {
+        let sample = Sample::new((1..=200).map(f64::from).collect());
+        assert_eq!([0.0, 0.5, 0.99, 1.0].map(|part| sample.quantile(part)), [1.0, 100.0, 198.0, 200.0]);
     }
 
     #[test]

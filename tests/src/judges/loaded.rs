@@ -16,6 +16,7 @@ use palisade::tables::Tables;
 use palisade_common::layout::Config;
 use palisade_common::{Hook, Reason, Verdict};
 
+use super::memory::Memory;
 use super::pipeline::Pipeline;
 use crate::case::{Existing, Judge, ObjectChange, PacketStep, Setup};
 
@@ -25,6 +26,7 @@ const INTERFACES: std::ops::RangeInclusive<u32> = 2..=200;
 /// The loaded programs, used by one case after another.
 pub struct Machine {
     kernel: Kernel,
+    memory: Memory,
     counters: Vec<u64>,
 }
 
@@ -44,13 +46,14 @@ impl Machine {
         let sizes =
             Sizes { exact: 4096, prefixes: 16_384, rules: 65_536, ports: 65_536, flows: 16_384, ..Sizes::default() };
         let kernel = Kernel::open(PinDir::open(pins)?, sizes, Settings::default(), AttachMode::Auto)?;
-        Ok(Rc::new(RefCell::new(Self { kernel, counters: Vec::new() })))
+        let memory = Memory::open(pins)?;
+        Ok(Rc::new(RefCell::new(Self { kernel, memory, counters: Vec::new() })))
     }
 
     /// Empty tables, no flows, and these settings.
     pub fn reset(&mut self, settings: &Config) -> anyhow::Result<()> {
         self.change(&Tables::default())?;
-        self.kernel.maps_mut().forget_flows()?;
+        self.memory.forget()?;
         self.kernel.maps().config.store_settings(settings);
         self.counters = self.read_counters()?;
         Ok(())
@@ -65,7 +68,7 @@ impl Machine {
 
     /// Makes what is remembered older.
     pub fn age(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
-        self.kernel.maps_mut().age(nanoseconds)
+        self.memory.age(nanoseconds)
     }
 
     fn read_counters(&self) -> anyhow::Result<Vec<u64>> {

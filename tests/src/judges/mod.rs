@@ -5,9 +5,11 @@
 mod bpffs;
 pub mod compiled;
 pub mod loaded;
+mod memory;
 pub mod pipeline;
 
 pub use bpffs::{Bpffs, bpffs};
 pub use compiled::Compiled;
 pub use loaded::{Loaded, Machine, can_be_run};
+pub use memory::Memory;
 pub use pipeline::Pipeline;

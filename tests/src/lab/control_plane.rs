@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -26,6 +27,8 @@ pub struct ControlPlane {
 }
 
 const PORT: u16 = 6443;
+/// Requests under way when many objects are made.
+const CREATED_AT_ONCE: usize = 16;
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEER: &str = "http://127.0.0.1:2380";
 
@@ -186,6 +189,14 @@ impl ControlPlane {
         })
     }
 
+    /// Makes many that are not there yet, [`CREATED_AT_ONCE`] at a time, in no certain order.
+    pub fn create_all(&self, objects: &[Value]) -> Result<()> {
+        self.with_client(async |client| {
+            let created = stream::iter(objects).map(|object| create(client.clone(), object));
+            created.buffer_unordered(CREATED_AT_ONCE).try_for_each(async |()| Ok(())).await
+        })
+    }
+
     pub fn remove(&self, object: &Value) -> Result<()> {
         self.with_client(async |client| {
             let (api, name) = api_of(client, object)?;
@@ -204,7 +215,7 @@ impl ControlPlane {
     }
 
     /// Inside the underlay's namespace, with a connection of its own.
-    fn with_client<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
+    pub fn with_client<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
         self.netns.run(|| {
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -222,6 +233,18 @@ impl Drop for ControlPlane {
             let _ = child.wait();
         }
     }
+}
+
+async fn create(client: Client, object: &Value) -> Result<()> {
+    let (api, name) = api_of(client, object)?;
+    let wrong = || format!("cannot create {name}");
+    let stored =
+        api.create(&PostParams::default(), &serde_json::from_value(object.clone())?).await.with_context(wrong)?;
+    if object.get("status").is_some() {
+        let status = json!({ "metadata": {"uid": stored.metadata.uid}, "status": object["status"] });
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.with_context(wrong)?;
+    }
+    Ok(())
 }
 
 async fn put(client: Client, object: &Value) -> Result<()> {

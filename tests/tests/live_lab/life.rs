@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use aya::programs::{SchedClassifier, TcAttachType};
+use palisade::kernel::maps_folder;
 use palisade_tests::lab::agent::palisade;
 use palisade_tests::lab::probe::{Connection, DEADLINE};
-use palisade_tests::lab::{Agent, AgentOptions, Node, objects};
+use palisade_tests::lab::{Agent, AgentOptions, Node, Pod, objects};
 use serde_json::Value;
 
 use crate::scene::{PATIENCE, Scene, eventually};
@@ -53,8 +55,10 @@ fn uninstall_leaves_nothing() {
         let scene = Scene::new("gone");
         let [a, b, _] = &scene.pods;
         scene.policy("p", ONLY_80);
+        let before = on_interfaces(&scene);
         let agent = scene.start_with(&["--attach", attach]);
         scene.expect_tcp(a, b, 81, false, attach);
+        assert_ne!(on_interfaces(&scene), before, "{attach}");
         assert!(scene.node.pin_dir.exists());
         let loaded = loaded(&scene.node);
         for kind in ["prog", "map", "link"] {
@@ -66,6 +70,7 @@ fn uninstall_leaves_nothing() {
         let said = palisade(&scene.node, &["uninstall"]).expect("palisade runs");
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
         assert!(!scene.node.pin_dir.exists(), "{attach}: pins are left");
+        assert_eq!(on_interfaces(&scene), before, "{attach}: what is on the interfaces");
         // The kernel frees them after a grace period.
         let left = || loaded.iter().filter(|found| is_loaded(&scene.node, **found)).collect::<Vec<_>>();
         assert!(eventually(PATIENCE, || left().is_empty()), "{attach}: {:?}", left());
@@ -172,7 +177,7 @@ fn a_source_that_is_not_there_keeps_what_is_in_force() {
 fn loaded(node: &Node) -> BTreeSet<(&'static str, u64)> {
     let mut found = BTreeSet::new();
     for (kind, folder) in [("map", "maps"), ("link", "links")] {
-        let pins = std::fs::read_dir(node.pin_dir.join("v1").join(folder)).into_iter().flatten().flatten();
+        let pins = std::fs::read_dir(maps_folder(&node.pin_dir).with_file_name(folder)).into_iter().flatten().flatten();
         for pin in pins.map(|entry| entry.path().display().to_string()) {
             let object = bpftool(node, &[kind, "show", "pinned", &pin]);
             found.extend(object["id"].as_u64().map(|id| (kind, id)));
@@ -183,6 +188,18 @@ fn loaded(node: &Node) -> BTreeSet<(&'static str, u64)> {
     let filters = net[0]["tc"].as_array().cloned().unwrap_or_default();
     found.extend(filters.iter().filter_map(|filter| Some(("prog", filter["id"].as_u64()?))));
     found
+}
+
+/// Ids of the programs of TCX on the pods' interfaces, and the qdiscs of all.
+fn on_interfaces(scene: &Scene) -> (Vec<u32>, String) {
+    let programs = scene.node.netns.run(|| {
+        let places = [TcAttachType::Ingress, TcAttachType::Egress];
+        let of = |place, pod: &Pod| SchedClassifier::query_tcx(&pod.host_interface, place).expect("the kernel tells").1;
+        let found = scene.pods.iter().flat_map(|pod| places.map(|place| of(place, pod)));
+        found.flatten().map(|program| program.id()).collect()
+    });
+    let qdiscs = scene.node.netns.command("tc").args(["qdisc", "show"]).output().expect("tc runs");
+    (programs, String::from_utf8_lossy(&qdiscs.stdout).into_owned())
 }
 
 fn bpftool(node: &Node, arguments: &[&str]) -> Value {

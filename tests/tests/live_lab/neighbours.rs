@@ -7,7 +7,7 @@ use palisade_tests::lab::probe::{Connection, DEADLINE};
 use palisade_tests::lab::{Pod, Transport, probe::Probe};
 
 use crate::counter::Counter;
-use crate::scene::{AT_ONCE, PATIENCE, Scene, eventually};
+use crate::scene::{AT_ONCE, Scene};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
@@ -53,8 +53,7 @@ fn play(ours: &str, kind: Kind, first: bool) {
     agent.stop().expect("it runs");
     let gone = palisade(&scene.node, &["uninstall"]).expect("palisade runs");
     assert!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
-    // The kernel takes a link's program off a moment after its last pin has gone.
-    assert!(eventually(PATIENCE, || reaches(a, c, 80) == [true, true]), "{when}: uninstalled");
+    assert_eq!(reaches(a, c, 80), [true, true], "{when}: uninstalled");
     let last = theirs.counts();
     assert!(later[0] < last[0] && later[1] < last[1], "{when}: theirs outlives ours: {later:?} {last:?}");
 }

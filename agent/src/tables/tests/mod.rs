@@ -87,10 +87,10 @@ fn carry_out(sim: &mut Sim, installed: &mut Installed, tables: &Tables) {
 /// What each reference says at the epoch in force, and that it says so at every later one. The memory of records that nothing
 /// refers to does not matter.
 fn references(sim: &Sim, context: &str) -> Found {
-    let mut found = Found { records: BTreeMap::new(), ..sim.found() };
-    let epoch = found.epoch;
-    let values = found.endpoints.values_mut().chain(found.exact_v4.values_mut()).chain(found.exact_v6.values_mut());
-    for value in values.chain(found.cidr_v4.values_mut()).chain(found.cidr_v6.values_mut()) {
+    let mut found = Found { records: BTreeMap::new(), ..sim.found().clone() };
+    let (epoch, tables) = (found.epoch, &mut found.tables);
+    let values = tables.endpoints.values_mut().chain(tables.exact_v4.values_mut()).chain(tables.exact_v6.values_mut());
+    for value in values.chain(tables.cidr_v4.values_mut()).chain(tables.cidr_v6.values_mut()) {
         assert_eq!(value.at(epoch), value.at(epoch.wrapping_add(1)), "{context}: something still waits for its epoch");
         *value = Versioned::constant(value.at(epoch));
     }
@@ -157,7 +157,7 @@ fn nothing_is_left_behind() {
             let plan = run.next();
             run.finish(&plan);
         }
-        let found = run.sim.found();
+        let found = run.sim.found().clone();
         let epoch = found.epoch;
         let Adopted { tables, writes, .. } = adopted(found);
         assert_eq!(tables, run.world.tables, "seed {seed}");
@@ -207,7 +207,7 @@ fn every_death_is_survived() {
             let context = format!("seed {seed}, step {step}, {done} of {} done", plan.writes.len());
             plan.writes[..done].iter().for_each(|write| run.sim.write(write));
             let in_force = if !plan.is_empty() && done >= plan.commit_len() { &new } else { &old };
-            let Adopted { writes, epoch, tables, records } = adopted(run.sim.found());
+            let Adopted { writes, epoch, tables, records } = adopted(run.sim.found().clone());
             for write in &writes {
                 run.sim.write(write);
                 assert_eq!(&answers(&run.sim), in_force, "{context}: settling {write:?}");

@@ -1,7 +1,7 @@
-//! The cluster source against a real API server: `PALISADE_KUBECONFIG=FILE cargo test --test api_cluster -- --ignored`.
+//! The cluster source of objects against a real API server.
+#![cfg(feature = "live")]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kube::Client;
@@ -9,6 +9,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams
 use kube::core::{ApiResource, GroupVersionKind};
 use palisade::api::cluster;
 use palisade::facts::{Change, Kind, Update};
+use palisade_tests::lab::{ControlPlane, Lab};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, Receiver};
 
@@ -75,59 +76,63 @@ async fn patch(api: &Api<DynamicObject>, name: &str, change: Value) {
     api.patch(name, &PatchParams::default(), &Patch::Merge(change)).await.expect("changed");
 }
 
-#[tokio::test]
-#[ignore = "needs an API server: PALISADE_KUBECONFIG=FILE"]
-async fn a_real_server() {
-    let kubeconfig = PathBuf::from(std::env::var_os("PALISADE_KUBECONFIG").expect("PALISADE_KUBECONFIG is set"));
-    let client = cluster::client(Some(&kubeconfig)).await.expect("a client");
+#[test]
+fn every_change_is_told() {
+    let lab = Lab::new("api").expect("a lab");
+    let plane = ControlPlane::start(&lab).expect("a control plane");
+    lab.underlay.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(change_everything(&plane));
+    });
+}
+
+async fn change_everything(plane: &ControlPlane) {
+    let client = cluster::client(Some(&plane.kubeconfig)).await.expect("a client");
     let (sender, updates) = mpsc::channel(16);
     let watching = tokio::spawn(cluster::watch(client.clone(), sender));
     let mut told = Told { updates, objects: BTreeMap::new(), complete: Vec::new() };
     told.until("every kind", |told| Kind::ALL.iter().all(|kind| told.complete.contains(kind))).await;
     assert!(told.says("default", "kubernetes.io/metadata.name"));
 
-    // Names of this run, so that it can be repeated on one server.
-    let run = std::process::id();
-    let (space, worker) = (format!("space-{run}"), format!("worker-{run}"));
-    let (pod, policy) = (format!("{space}/web"), format!("{space}/web-only"));
+    let (space, worker, pod, policy) = ("space", "worker", "space/web", "space/web-only");
 
     let namespaces = api(&client, "", "Namespace", None);
     create(&namespaces, json!({"metadata": {"name": space, "labels": {"team": "a"}}})).await;
-    told.until("a namespace", |told| told.says(&space, "team")).await;
+    told.until("a namespace", |told| told.says(space, "team")).await;
     let nodes = api(&client, "", "Node", None);
     create(
         &nodes,
         json!({"metadata": {"name": worker}, "spec": {"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.9.0.0/24"]}}),
     )
     .await;
-    told.until("a node", |told| told.says(&worker, "10.9.0.0/24")).await;
+    told.until("a node", |told| told.says(worker, "10.9.0.0/24")).await;
 
-    let pods = api(&client, "", "Pod", Some(&space));
+    let pods = api(&client, "", "Pod", Some(space));
     let ports = json!([{"name": "http", "containerPort": 80}]);
     let spec = json!({"nodeName": worker, "containers": [{"name": "c", "image": "i", "ports": ports}]});
     create(&pods, json!({"metadata": {"name": "web", "labels": {"app": "web"}}, "spec": spec})).await;
-    told.until("a pod", |told| told.says(&pod, &worker) && told.says(&pod, "http")).await;
+    told.until("a pod", |told| told.says(pod, worker) && told.says(pod, "http")).await;
     let ips = json!([{"ip": "10.9.0.2"}, {"ip": "fd00::2"}]);
     let status = Patch::Merge(json!({"status": {"phase": "Running", "podIP": "10.9.0.2", "podIPs": ips}}));
     pods.patch_status("web", &PatchParams::default(), &status).await.expect("changed");
-    told.until("its addresses", |told| told.says(&pod, "[10.9.0.2, fd00::2]")).await;
+    told.until("its addresses", |told| told.says(pod, "[10.9.0.2, fd00::2]")).await;
     patch(&pods, "web", json!({"metadata": {"labels": {"app": "other"}}})).await;
-    told.until("its label", |told| told.says(&pod, "other")).await;
+    told.until("its label", |told| told.says(pod, "other")).await;
 
-    let policies = api(&client, "networking.k8s.io", "NetworkPolicy", Some(&space));
+    let policies = api(&client, "networking.k8s.io", "NetworkPolicy", Some(space));
     let from = json!([{"podSelector": {"matchLabels": {"app": "web"}}}]);
     let spec = json!({"podSelector": {}, "ingress": [{"from": from}]});
     create(&policies, json!({"metadata": {"name": "web-only"}, "spec": spec})).await;
-    told.until("a policy", |told| told.says(&policy, "app")).await;
+    told.until("a policy", |told| told.says(policy, "app")).await;
     patch(&policies, "web-only", json!({"spec": {"ingress": [{"ports": [{"port": 80, "endPort": 90}]}]}})).await;
-    told.until("its rule", |told| told.says(&policy, "first: 80, last: 90")).await;
+    told.until("its rule", |told| told.says(policy, "first: 80, last: 90")).await;
 
     policies.delete("web-only", &DeleteParams::default()).await.expect("deleted");
-    told.until("no policy", |told| !told.objects.contains_key(&policy)).await;
+    told.until("no policy", |told| !told.objects.contains_key(policy)).await;
     pods.delete("web", &DeleteParams::default().grace_period(0)).await.expect("deleted");
-    told.until("no pod", |told| !told.objects.contains_key(&pod)).await;
-    nodes.delete(&worker, &DeleteParams::default()).await.expect("deleted");
-    told.until("no node", |told| !told.objects.contains_key(&worker)).await;
+    told.until("no pod", |told| !told.objects.contains_key(pod)).await;
+    nodes.delete(worker, &DeleteParams::default()).await.expect("deleted");
+    told.until("no node", |told| !told.objects.contains_key(worker)).await;
     drop(told);
     watching.await.expect("no panic").expect("no error");
 }
