@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod fuzz;
 mod lab;
+mod mutants;
 mod paths;
 mod prove;
 mod setup;
@@ -24,6 +25,7 @@ usage: cargo xtask COMMAND [ARGUMENTS]
            `--keep` puts the fewest inputs that lead everywhere into tests/fuzz/corpus
   prove    random cases before three judges: `--cases N --seed S [--loaded N] [--threads T]`; `--help` says more
   bench    speed: `in-kernel`, what a packet costs; `connections`, new ones per second; both without an argument
+  mutants  mutation testing of compile, tables, parse and decide: `--file F`, `--sample N` (docs/mutants.md)
 ";
 
 fn main() -> ExitCode {
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         "fuzz" => fuzz::fuzz(&rest),
         "prove" => prove::prove(&rest),
         "bench" => bench::bench(&rest),
+        "mutants" => mutants::mutants(&rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
