@@ -9,8 +9,11 @@ use palisade_tests::case::{self, Case, Judges, Outcome, Setup};
 use palisade_tests::judges::Compiled;
 use palisade_tests::{expand, random};
 
-/// How many disagreements are told; one is shrunk for each.
-const TOLD_MAX: usize = 5;
+/// How many disagreements are shrunk and told. Where the variable says 0, the first one ends the test as it is: mutation testing
+/// asks only whether there is one.
+fn told_max() -> usize {
+    std::env::var("PALISADE_TOLD_MAX").map_or(5, |text| text.parse().expect("PALISADE_TOLD_MAX is a number"))
+}
 
 type Factory<'a> = &'a dyn Fn(&Setup) -> Judges;
 
@@ -22,11 +25,13 @@ fn compiled(setup: &Setup) -> Judges {
 fn play(cases: impl IntoIterator<Item = (String, Case)>, judges: Factory<'_>) -> Outcome {
     let mut failures = String::new();
     let mut told = 0;
+    let told_max = told_max();
     let mut all = Outcome::default();
     for (name, case) in cases {
         match case::run(&case, judges) {
             Ok(outcome) => {
                 if !outcome.disagreements.is_empty() {
+                    assert!(told_max > 0, "{name}: {}", outcome.disagreements[0]);
                     let small = random::shrink(&case, judges);
                     let written = random::print(&small).unwrap_or_else(|error| format!("{error:#}"));
                     let shown =
@@ -42,7 +47,7 @@ fn play(cases: impl IntoIterator<Item = (String, Case)>, judges: Factory<'_>) ->
                 told += 1;
             }
         }
-        if told == TOLD_MAX {
+        if told >= told_max.max(1) {
             break;
         }
     }

@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod fuzz;
 mod lab;
+mod mutants;
 mod paths;
 mod prove;
 mod setup;
@@ -25,6 +26,7 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   prove    random cases before three judges: `--cases N --seed S [--loaded N] [--threads T]`; `--help` says more
   bench    speed; without names all of it: `in-kernel`, what a packet costs; `connections`, new ones per second; `policy`, how
            soon one holds; `start`, how soon an agent enforces, and its size
+  mutants  mutation testing of compile, tables, parse and decide: `--file F`, `--sample N` (docs/mutants.md)
 ";
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         "fuzz" => fuzz::fuzz(&rest),
         "prove" => prove::prove(&rest),
         "bench" => bench::bench(&rest),
+        "mutants" => mutants::mutants(&rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -1,7 +1,9 @@
-//! The key of a flow is the same from both ends.
+//! The key of a flow is the same from both ends; how long an entry is remembered; when a connection is over.
+
+use core::cell::Cell;
 
 use super::*;
-use crate::parse::{V4, V6};
+use crate::parse::{V4, V6, tcp_flag};
 
 fn packet(family: u8, protocol: u8, ends: [(Address, u16); 2]) -> Packet {
     let [(source, source_port), (destination, destination_port)] = ends;
@@ -52,4 +54,147 @@ fn other_flows_have_other_keys() {
     for other in others {
         assert_ne!(key(&other).0, base, "{other:?}");
     }
+}
+
+/// An entry by itself.
+struct Entry(Cell<FlowValue>);
+
+impl Entry {
+    fn new(flags: u32, seen: u64) -> Self {
+        Self(Cell::new(FlowValue { flags, seen, ..FlowValue::default() }))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut FlowValue)) {
+        let mut value = self.0.get();
+        change(&mut value);
+        self.0.set(value);
+    }
+}
+
+impl FlowEntry for Entry {
+    fn value(&self) -> FlowValue {
+        self.0.get()
+    }
+
+    fn judged(&self, opener: usize, role: usize) -> Judgement {
+        self.0.get().judged[opener][role]
+    }
+
+    fn flags(&self) -> u32 {
+        self.0.get().flags
+    }
+
+    fn seen(&self) -> u64 {
+        self.0.get().seen
+    }
+
+    fn fin_next(&self, sender: usize) -> u32 {
+        self.0.get().fin_next[sender]
+    }
+
+    fn revoked(&self) -> u32 {
+        self.0.get().revoked
+    }
+
+    fn set_seen(&self, seen: u64) {
+        self.change(|value| value.seen = seen);
+    }
+
+    fn set_flags(&self, flags: u32) {
+        self.change(|value| value.flags = flags);
+    }
+
+    fn set_fin_next(&self, sender: usize, next: u32) {
+        self.change(|value| value.fin_next[sender] = next);
+    }
+
+    fn set_revoked(&self, revoked: u32) {
+        self.change(|value| value.revoked = revoked);
+    }
+}
+
+const LOW_FIN_ACKED: u32 = flow_flag::FIN_ACKED;
+const HIGH_FIN_ACKED: u32 = flow_flag::FIN_ACKED << 1;
+
+/// Seconds, as nf_conntrack has them.
+const IDLE: [(u8, u64); 6] = [
+    (protocol::TCP, 432_000),
+    (protocol::SCTP, 432_000),
+    (protocol::UDP, 180),
+    (protocol::ICMP, 30),
+    (protocol::ICMPV6, 30),
+    (47, 600),
+];
+
+#[test]
+fn a_silent_flow_is_remembered_for_its_protocols_time() {
+    const BORN: u64 = 7 * SECOND;
+    for (protocol, seconds) in IDLE {
+        let last = BORN + seconds * 1_000_000_000;
+        let entry = Entry::new(flow_flag::OPENED, BORN);
+        assert!(is_alive(&entry, protocol, last), "{protocol}");
+        assert!(!is_alive(&entry, protocol, last + 1), "{protocol}");
+        // A clock that is read on another CPU may stand behind.
+        assert!(is_alive(&entry, protocol, 0), "{protocol}");
+        let unconfirmed = Entry::new(flow_flag::OPENED | flow_flag::UNCONFIRMED, BORN);
+        assert!(is_alive(&unconfirmed, protocol, BORN + 2_000_000_000), "{protocol}");
+        assert!(!is_alive(&unconfirmed, protocol, BORN + 2_000_000_001), "{protocol}");
+    }
+}
+
+/// What is removed had a minute more than it is used for.
+#[test]
+fn what_nobody_will_miss() {
+    const MINUTE: u64 = 60_000_000_000;
+    let over = |protocol: u8, flags: u32, silent: u64| {
+        let key = FlowKey { protocol, ..FlowKey::default() };
+        is_over(&key, &FlowValue { flags, seen: 5, ..FlowValue::default() }, 5 + silent)
+    };
+    for (protocol, seconds) in IDLE {
+        let last = seconds * 1_000_000_000 + MINUTE;
+        assert!(!over(protocol, flow_flag::OPENED, last) && over(protocol, flow_flag::OPENED, last + 1), "{protocol}");
+    }
+    for (flags, closed) in [
+        (flow_flag::RESET, true),
+        (LOW_FIN_ACKED | HIGH_FIN_ACKED, true),
+        (LOW_FIN_ACKED, false),
+        (HIGH_FIN_ACKED | flow_flag::RESET_SEEN | flow_flag::FIN | flow_flag::FIN << 1, false),
+        (flow_flag::UNCONFIRMED, false),
+    ] {
+        let last = 10_000_000_000 + MINUTE;
+        assert!(!over(protocol::TCP, flags, last), "{flags:#x}");
+        assert_eq!(over(protocol::TCP, flags, last + 1), closed, "{flags:#x}");
+    }
+}
+
+#[test]
+fn only_empty_last_words_answer_on_a_closed_connection() {
+    const LAST: u64 = 10_000_000_000;
+    let closed = LOW_FIN_ACKED | HIGH_FIN_ACKED;
+    for (name, flags, silent, tcp_flags, payload, wanted) in [
+        ("open, however long ago", flow_flag::FIN, 100 * LAST, tcp_flag::SYN, 9, true),
+        ("one FIN acknowledged", LOW_FIN_ACKED, 100 * LAST, tcp_flag::ACK, 9, true),
+        ("closed, an acknowledgement in time", closed, LAST, tcp_flag::ACK, 0, true),
+        ("closed, too late", closed, LAST + 1, tcp_flag::ACK, 0, false),
+        ("closed, with data", closed, 0, tcp_flag::ACK, 1, false),
+        ("closed, opening anew", closed, 0, tcp_flag::SYN, 0, false),
+        ("closed, both", closed, 0, tcp_flag::SYN | tcp_flag::ACK, 0, false),
+        ("reset, in time", flow_flag::RESET, LAST, tcp_flag::ACK, 0, true),
+        ("reset, with data", flow_flag::RESET, 0, tcp_flag::ACK, 1, false),
+        ("a reset was seen, in time", flow_flag::RESET_SEEN, LAST, tcp_flag::ACK, 9, true),
+        ("a reset was seen, too late", flow_flag::RESET_SEEN, LAST + 1, tcp_flag::ACK, 9, false),
+    ] {
+        let mut packet = packet(V4, protocol::TCP, [(Address::v4(1), 80), (Address::v4(2), 4000)]);
+        (packet.tcp_flags, packet.payload) = (tcp_flags, payload);
+        let entry = Entry::new(flow_flag::OPENED | flags, 3);
+        assert_eq!(answers(&entry, &packet, 3 + silent), wanted, "{name}");
+        packet.protocol = protocol::UDP;
+        assert!(answers(&entry, &packet, 3 + silent), "{name}: only TCP closes");
+    }
+}
+
+#[test]
+fn the_number_after_a_fin() {
+    let fin = |tcp_sequence, payload| tcp::fin_next(&Packet { tcp_sequence, payload, ..Packet::default() });
+    assert_eq!((fin(10, 0), fin(10, 5), fin(u32::MAX, 0), fin(u32::MAX - 5, 9)), (11, 16, 0, 4));
 }

@@ -77,6 +77,37 @@ fn a_table_that_does_not_fit_closes_its_endpoints() {
 }
 
 #[test]
+fn a_class_may_go_while_its_table_does_not_fit() {
+    let limits = Limits { rules_max: 1, ..Limits::default() };
+    let two = "policy a/p . in(app=w|TCP/1) in(app=v|TCP/2)";
+    let (mut world, faults) = world(limits, &format!("pod a/v ip=10.0.1.3 app=v\n{two}"));
+    assert_eq!(faults, ["Pod a/s : there is no room for the rows of its policies: it is closed"]);
+    assert_eq!(world.apply("-pod a/v").faults, []);
+    assert_eq!(
+        world.ask("5 in 10.0.1.1 TCP/1\n5 in 10.0.1.3 TCP/2"),
+        "5 in 10.0.1.1 TCP/1 allow\n5 in 10.0.1.3 TCP/2 deny\n"
+    );
+    assert_eq!(world.compiler.tables().rules.len(), 1);
+}
+
+/// The first in the order of their policies' names; a limit is what still fits.
+#[test]
+fn tables_fit_up_to_the_limit() {
+    for limits in [Limits { rules_max: 1, ..Limits::default() }, Limits { ports_max: 1, ..Limits::default() }] {
+        let second = "pod a/t ip=10.0.0.6 node=n app=t\nveth 6 mac=6 ip=10.0.0.6/24 pod=a/t#a/t";
+        let policies = "policy a/q app=t in(app=w|TCP/2)\npolicy a/p app=s in(app=w|TCP/1)";
+        let (mut world, faults) = world(limits, &format!("{second}\n{policies}"));
+        assert_eq!(faults, ["Pod a/t : there is no room for the rows of its policies: it is closed"], "{limits:?}");
+        assert_eq!(
+            world.ask("5 in 10.0.1.1 TCP/1\n6 in 10.0.1.1 TCP/2"),
+            "5 in 10.0.1.1 TCP/1 allow\n6 in 10.0.1.1 TCP/2 deny\n"
+        );
+        assert_eq!(world.apply("-policy a/p").faults, [], "{limits:?}");
+        assert_eq!(world.ask("6 in 10.0.1.1 TCP/2"), "6 in 10.0.1.1 TCP/2 allow\n");
+    }
+}
+
+#[test]
 fn an_endpoint_that_does_not_fit_has_no_entry() {
     let limits = Limits { endpoints_max: 1, ..Limits::default() };
     let (mut world, faults) = world(limits, "pod a/t ip=10.0.0.6 node=n\nveth 6 mac=6 ip=10.0.0.6/24");

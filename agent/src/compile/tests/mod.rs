@@ -1,7 +1,9 @@
 //! Facts as text in, verdicts and deltas out.
 
 mod blocks;
+mod canonical;
 mod cases;
+mod gone;
 mod judge;
 mod limits;
 mod random;

@@ -81,7 +81,7 @@ fn peers(dice: &mut Dice) -> String {
 }
 
 /// One change as a line; what begins with the same two words replaces it.
-fn line(dice: &mut Dice) -> String {
+pub(super) fn line(dice: &mut Dice) -> String {
     let namespace = dice.pick(&["a", "a", "b"]);
     let gone = if dice.roll(4) == 0 { "-" } else { "" };
     match dice.roll(20) {

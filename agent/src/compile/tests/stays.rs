@@ -192,13 +192,37 @@ fn the_next_agent_goes_on() {
     fixture::apply(&mut index, "-veth 5\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u1 older");
     next.update(&mut index, 9);
     assert_eq!(next.tables().endpoints[&5].isolated_at, 7, "isolated already");
+    let mut third = Compiler::new(Limits::default());
+    third.adopt([EndpointRecord { flags: ISOLATED_EGRESS, ..before }]);
+    fixture::apply(&mut index, "-veth 5\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u1");
+    third.update(&mut index, 9);
+    assert_eq!(third.tables().endpoints[&5].flags & MIDSTREAM, 0, "isolated from its first packet on");
     // Another pod behind the interface: its number, nothing else.
     assert_eq!((of(6).number, of(6).flags & MIDSTREAM), (0, 0));
     assert!(of(6).generation > 50 && of(7).generation > 50);
     assert_eq!(of(7).number, 1);
     let now = Numbers::highest(compiler.tables());
     assert!(now.class > 100 && now.table > 200 && now.ports > 300 && now.rule > 400, "{now:?}");
+    let given = compiler.numbers();
+    assert_eq!((given.class, given.table, given.ports, given.rule), (now.class, now.table, now.ports, now.rule));
     assert_eq!(Numbers::highest(&Default::default()), Numbers::default());
+}
+
+/// Numbers of earlier records wait for their interfaces, as far as they are in bounds.
+#[test]
+fn numbers_of_earlier_records_are_kept_free() {
+    let earlier = |ifindex, number| EndpointRecord { ifindex, number, generation: 1, ..EndpointRecord::default() };
+    let mut index = Index::new(fixture::NODE);
+    let mut compiler = Compiler::new(Limits { endpoints_max: 4, ..Limits::default() });
+    compiler.adopt([earlier(6, 0), earlier(7, 2), earlier(8, 4)]);
+    let mut numbers = |lines: &str| {
+        fixture::apply(&mut index, lines);
+        compiler.update(&mut index, 0);
+        Vec::from_iter(compiler.tables().endpoints.values().map(|record| (record.ifindex, record.number)))
+    };
+    assert_eq!(numbers("complete\nveth 5 mac=5"), [(5, 1)]);
+    assert_eq!(numbers("veth 8 mac=8"), [(5, 1), (8, 3)]);
+    assert_eq!(numbers("veth 6 mac=6\nveth 7 mac=7"), [(5, 1), (6, 0), (7, 2), (8, 3)]);
 }
 
 #[test]
@@ -277,4 +301,28 @@ fn neighbouring_ports_share_prefixes() {
         found.sort_unstable();
         assert_eq!(found, rows, "{ports}");
     }
+}
+
+#[test]
+fn a_policy_stays_for_those_it_still_selects() {
+    let both = "pod a/t ip=10.0.0.6 node=n app=s\nveth 6 mac=6 ip=10.0.0.6/24 pod=a/t#a/t\npolicy a/p app=s in()";
+    let mut world = World::new(&format!("{SUBJECT}{both}"), Limits::default());
+    for away in ["pod a/t ip=10.0.0.6 node=n app=t", "-veth 6"] {
+        world.apply(both);
+        world.apply(away);
+        // The other endpoint is looked at again.
+        world.apply("pod a/s#u1 ip=10.0.0.5 node=n app=s seen=again");
+        assert_eq!(flags(&world) & (ISOLATED_INGRESS | CLOSED), ISOLATED_INGRESS, "{away}");
+        assert_eq!(world.ask("5 in 9.9.9.9 TCP/1"), "5 in 9.9.9.9 TCP/1 deny\n", "{away}");
+        world.apply("pod a/s#u1 ip=10.0.0.5 node=n app=s");
+    }
+}
+
+#[test]
+fn a_new_policy_finds_those_that_are_left() {
+    let two = "pod a/t ip=10.0.0.6 node=n app=s\nveth 6 mac=6 ip=10.0.0.6/24 pod=a/t#a/t";
+    let mut world = World::new(&format!("{SUBJECT}{two}"), Limits::default());
+    world.apply("-veth 6");
+    world.apply("policy a/p . in()");
+    assert_eq!(flags(&world) & (ISOLATED_INGRESS | CLOSED), ISOLATED_INGRESS);
 }

@@ -222,6 +222,23 @@ fn every_death_is_survived() {
     }
 }
 
+/// A new epoch has every flow judged again: none without need.
+#[test]
+fn what_is_there_already_is_no_plan() {
+    let mut run = Run::new(1);
+    for _ in 0..5 {
+        let plan = run.next();
+        run.finish(&plan);
+    }
+    assert_ne!(run.installed.tables(), &Tables::default());
+    let epoch = run.installed.epoch();
+    let again = Tables::default().delta_to(run.installed.tables());
+    let plan = run.installed.plan(&again).expect("nothing is added");
+    assert_eq!((&plan.writes[..], plan.is_empty(), plan.commit_len()), (&[][..], true, 0));
+    run.finish(&plan);
+    assert_eq!(run.installed.epoch(), epoch);
+}
+
 #[test]
 fn too_many_endpoints_are_refused_as_a_whole() {
     let record = |ifindex| EndpointRecord { ifindex, generation: 1, ..EndpointRecord::default() };

@@ -1,0 +1,37 @@
+//! The form without numbers, of which other tests only compare one with another: it says what is in the tables.
+
+use palisade_common::layout::endpoint_flag::{ISOLATED_INGRESS, MIDSTREAM};
+
+use super::World;
+use crate::compile::{Allowed, Limits};
+
+#[test]
+fn the_form_without_numbers_says_what_is_there() {
+    let lines = "
+        ns a\npod a/s ip=10.0.0.5 node=n app=s\npod a/w ip=fd00:1:2:3:4:5:6:7,10.1.2.3 app=w
+        veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#a/s older\ncomplete
+        policy a/p app=s in(app=w+@10.0.0.0/8|TCP/80-83) in(*|UDP/53)
+    ";
+    let world = World::new(lines, Limits::default());
+    assert_eq!(world.compiler.tables().endpoints[&5].flags, ISOLATED_INGRESS | MIDSTREAM);
+    let canonical = world.compiler.canonical();
+    let endpoint = &canonical.endpoints[&5];
+    assert_eq!((endpoint.record.flags, endpoint.record.generation, endpoint.record.ifindex), (ISOLATED_INGRESS, 0, 5));
+    let [Some((table, default)), None] = &endpoint.tables else { panic!("{:?}", endpoint.tables) };
+    assert_eq!(table.policies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a/p"]);
+    let ports = |allowed: &Allowed| match allowed {
+        Allowed::Ports(rows) => Vec::from_iter(rows.iter().map(|(key, rule)| (*key, rule.place))),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ports(default), [((17, 53, 64), 1)]);
+    let addresses: Vec<String> = canonical.exact.keys().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.1.2.3", "fd00:1:2:3:4:5:6:7"]);
+    assert_eq!(canonical.cidrs.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8"]);
+    let mut sizes: Vec<usize> = canonical.rules.keys().map(|(_, class)| class.matchers.len()).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [1, 1, 2]);
+    for allowed in canonical.rules.values() {
+        assert_eq!(ports(allowed), [((6, 80, 62), 0), ((17, 53, 64), 1)]);
+    }
+    assert!(canonical.orphans.is_empty());
+}

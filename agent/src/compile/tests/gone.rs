@@ -1,0 +1,59 @@
+//! Nothing is kept of what has gone: a compiler whose facts were all taken away again is as empty as a new one. No verdict tells
+//! of what it forgot to forget, only its memory would.
+
+use std::collections::BTreeSet;
+
+use super::World;
+use super::random::{Dice, line};
+use crate::compile::{Compiler, Limits};
+
+/// All that a compiler remembers, but for numbers given out and for the counts of each family, which may be 0.
+fn memory(compiler: &Compiler) -> Vec<String> {
+    let Compiler { policies, peers, blocks, classes, decisions, endpoints, cut, desired, .. } = compiler;
+    let parts: [&dyn std::fmt::Debug; 8] =
+        [policies, peers, blocks, classes, decisions, endpoints, cut, &desired.tables];
+    let text = |part: &dyn std::fmt::Debug| {
+        let text = format!("{part:?}").replace("counts: {V4: 0, V6: 0}", "counts: {}");
+        // What follows these names is a number.
+        ["highest: ", "highest_side: ", "next_group: "].iter().fold(text, |text, name| {
+            let mut pieces = text.split(name);
+            let first = pieces.next().unwrap_or_default().to_owned();
+            pieces.fold(first, |head, piece| head + name + piece.trim_start_matches(|c: char| c.is_ascii_digit()))
+        })
+    };
+    parts.into_iter().map(text).collect()
+}
+
+fn emptied(limits: Limits, seeds: std::ops::Range<u64>) {
+    let empty = memory(&Compiler::new(limits));
+    for seed in seeds {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // Both families, so that both are counted.
+        let mut world = World::new("complete\nns a\npod a/z ip=10.0.3.1,fd00:3::1\n", limits);
+        let mut facts = BTreeSet::from(["ns a".to_owned(), "pod a/z".to_owned()]);
+        for _ in 0..40 {
+            let line = line(&mut dice);
+            let subject: Vec<&str> = line.trim_start_matches('-').split(' ').take(2).collect();
+            facts.insert(subject.join(" "));
+            world.apply(&line);
+        }
+        world.apply("policy a/q0 . in(.|TCP/80) out(.|TCP/http)\nveth 9 mac=9 ip=10.0.3.1/24 pod=a/z#a/z");
+        world.apply("-policy a/q0\n-veth 9");
+        let mut gone: Vec<String> = facts.iter().map(|fact| format!("-{fact}")).collect();
+        for place in (1..gone.len()).rev() {
+            gone.swap(place, dice.roll(place + 1));
+        }
+        gone.iter().for_each(|line| drop(world.apply(line)));
+        assert_eq!(memory(&world.compiler), empty, "seed {seed}");
+    }
+}
+
+#[test]
+fn nothing_is_kept_of_what_has_gone() {
+    emptied(Limits::default(), 1..200);
+}
+
+#[test]
+fn nothing_is_kept_of_what_has_gone_where_room_is_scarce() {
+    emptied(Limits { endpoints_max: 3, exact_max: 2, prefixes_max: 4, rules_max: 6, ports_max: 30 }, 200..400);
+}

@@ -1,0 +1,163 @@
+//! Mutation testing of compile, tables, parse and decide: `cargo xtask mutants`. See docs/mutants.md.
+//!
+//! All mutants are written into one copy of the sources, each behind a switch, and the tests are built once. Then the tests
+//! that reach a mutant are run with its switch on.
+
+mod build;
+mod defaults;
+mod operators;
+mod report;
+mod schemata;
+mod suite;
+mod tree;
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use report::Outcome;
+use schemata::{File, Mutant};
+use suite::Fate;
+
+const USAGE: &str = "\
+usage: cargo xtask mutants [--file F] [--sample N] [--survivors] [--report | --list]
+
+  --file F       only files whose path contains F
+  --sample N     only N of them, chosen at random (the same ones each time)
+  --survivors    only those that no run has killed yet; a run that was cut short goes on
+  --report       tells what the last runs found, and runs nothing
+  --list         names them, and runs nothing
+";
+
+#[derive(Debug, Default)]
+struct Options {
+    file: String,
+    sample: Option<usize>,
+    survivors: bool,
+    list: bool,
+    report: bool,
+}
+
+fn main() -> ExitCode {
+    match options().and_then(|options| run(&options)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("palisade-mutants: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options::default();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().with_context(|| format!("{argument} lacks its value"));
+        match argument.as_str() {
+            "--file" => options.file = value()?,
+            "--sample" => options.sample = Some(value()?.parse().context("--sample takes a number")?),
+            "--survivors" => options.survivors = true,
+            "--list" => options.list = true,
+            "--report" => options.report = true,
+            _ => bail!("{USAGE}"),
+        }
+    }
+    Ok(options)
+}
+
+/// Whether enough of the mutants die, and each that lives has its reason.
+fn run(options: &Options) -> Result<bool> {
+    let (files, mut mutants) = all()?;
+    let outcome = Outcome::read()?;
+    if options.list {
+        mutants
+            .iter()
+            .filter(|mutant| mutant.file.contains(&options.file))
+            .for_each(|mutant| println!("{}", mutant.name()));
+        return Ok(true);
+    }
+    if options.report {
+        mutants.iter_mut().for_each(|mutant| mutant.unviable = outcome.is_unviable(mutant));
+        let chosen = chosen(options, &mutants, &outcome);
+        return report::tell(&options.file, &mutants, &chosen, &outcome);
+    }
+    let start = Instant::now();
+    if options.survivors {
+        mutants.iter_mut().for_each(|mutant| mutant.unviable = outcome.is_unviable(mutant));
+    }
+    let tree = tree::Tree::copied()?;
+    let programs = build::build(&tree, &files, &mut mutants)?;
+    println!("built after {:.0} s", start.elapsed().as_secs_f64());
+    let tests = suite::measured(&programs)?;
+    println!("{} tests reach mutants; measured after {:.0} s", tests.len(), start.elapsed().as_secs_f64());
+    let chosen = chosen(options, &mutants, &outcome);
+    let outcome = Mutex::new(outcome);
+    let note = |mutant: &Mutant, fate: Fate| outcome.lock().expect("no worker panics with the lock").note(mutant, fate);
+    mutants.iter().filter(|mutant| mutant.unviable).try_for_each(|mutant| note(mutant, Fate::Unviable))?;
+    // Most die of a quick test: the slow ones are for those that do not.
+    let (quick, slow) = suite::parted(&tests);
+    let mut living = chosen.clone();
+    for tests in [quick, slow] {
+        let fates = suite::in_parallel(&living, |_, &number| -> Result<bool> {
+            let fate = suite::fate(number, tests)?;
+            let dies = fate.is_death();
+            if dies {
+                note(&mutants[number], fate)?;
+            }
+            Ok(dies)
+        });
+        let fates = fates.into_iter().collect::<Result<Vec<bool>>>()?;
+        living = living.into_iter().zip(fates).filter(|(_, dies)| !dies).map(|(number, _)| number).collect();
+        println!("{} live after {:.0} s", living.len(), start.elapsed().as_secs_f64());
+    }
+    for number in living {
+        let reached = tests.iter().any(|test| test.reaches(number));
+        note(&mutants[number], if reached { Fate::Survived } else { Fate::Unreached })?;
+    }
+    println!("{} mutants in {:.0} s", chosen.len(), start.elapsed().as_secs_f64());
+    let outcome = outcome.into_inner().expect("no worker panics with the lock");
+    report::tell(&options.file, &mutants, &chosen, &outcome)
+}
+
+/// Every mutant of every file; they are built together, so that one build serves all selections.
+fn all() -> Result<(Vec<File>, Vec<Mutant>)> {
+    let mut mutants: Vec<Mutant> = Vec::new();
+    let mut files = Vec::new();
+    for (path, source) in tree::sources()? {
+        let is_test = path.contains("/tests/") || path.ends_with("/tests.rs");
+        let sites = if is_test { Vec::new() } else { operators::sites(&source).with_context(|| path.clone())? };
+        let mut seen: HashMap<(String, String), usize> = HashMap::new();
+        let mut numbered = Vec::new();
+        for site in sites {
+            let first = mutants.len();
+            for change in &site.mutants {
+                let place = seen.entry((change.function.clone(), change.description.clone())).or_default();
+                *place += 1;
+                mutants.push(Mutant { file: path.clone(), change: change.clone(), place: *place, unviable: false });
+            }
+            numbered.push((site, (first..mutants.len()).collect()));
+        }
+        files.push(File { path, source, sites: numbered });
+    }
+    Ok((files, mutants))
+}
+
+fn chosen(options: &Options, mutants: &[Mutant], outcome: &Outcome) -> Vec<usize> {
+    let fits = |mutant: &Mutant| {
+        !mutant.unviable && mutant.file.contains(&options.file) && (!options.survivors || !outcome.is_dead(mutant))
+    };
+    let mut chosen: Vec<usize> = (0..mutants.len()).filter(|number| fits(&mutants[*number])).collect();
+    // At random, the same each time: a part of a run is a sample. By their names, so that what is added elsewhere changes nothing.
+    chosen.sort_by_key(|number| spread(&mutants[*number].name()));
+    chosen.truncate(options.sample.unwrap_or(usize::MAX));
+    chosen
+}
+
+/// FNV-1a.
+fn spread(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
