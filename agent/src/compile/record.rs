@@ -23,8 +23,8 @@ pub(super) struct Own {
 // === impl Own ===
 
 impl Own {
-    /// Those on the interface and those of the pod's status: either may come first. What is on the interface but is
-    /// said by other live pods alone is not its own: a pod could put it there itself.
+    /// Those of the CNI result and those of the pod's status: either may come first. What is on the interface and in neither the pod
+    /// may have put there itself: of that only link-local addresses are its own, and what is said by other live pods alone is a fault.
     pub(super) fn of(index: &Index, veth: &Veth, pod: Option<PodId>) -> Self {
         let mut own = Self::default();
         let status = pod.and_then(|id| index.pod(id));
@@ -35,6 +35,8 @@ impl Own {
             }
         }
         for &(address, bits) in &veth.addresses {
+            let told = veth.pod.is_some() || status.is_none_or(|pod| pod.addresses.contains(&address));
+            let local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
             let claims = index.claims(address);
             let names = claims.iter().filter_map(|&id| index.pod(id)).map(|pod| &pod.name);
             if let (Some(id), Some(other)) = (pod, names.min())
@@ -43,6 +45,9 @@ impl Own {
                 let object = status.map_or(String::new(), |pod| pod.name.to_string());
                 let message = format!("its interface has {address}, which is pod {other}'s: it may not use it");
                 own.faults.push(Fault { kind: Kind::Pod, object, field: "status.podIPs".to_owned(), message });
+                continue;
+            }
+            if !told && !local {
                 continue;
             }
             match address {

@@ -346,13 +346,15 @@ fn sandbox_of<'a>(result: &'a CniResult, link: &Link, side: &PodSide) -> Option<
         [] | [_, _, ..] => None,
     };
     let tells = result.sandboxes.iter().any(|sandbox| sandbox.mac.is_some());
-    match side.mac {
-        Some(mac) if tells => result.sandboxes.iter().find(|sandbox| sandbox.mac == Some(mac)).map(Some),
-        Some(_) | None => {
-            let host = result.hosts.iter().find(|host| host.name == link.name)?;
-            let differs = host.mac.is_some() && link.mac.is_some() && host.mac != link.mac;
-            (!differs).then_some(only)
-        }
+    let host = result.hosts.iter().find(|host| host.name == link.name)?;
+    let known = host.mac.is_some() && link.mac.is_some();
+    let same = side.mac.and_then(|mac| result.sandboxes.iter().find(|sandbox| sandbox.mac == Some(mac)));
+    match same {
+        Some(sandbox) => Some(Some(sandbox)),
+        // A privileged pod may have given itself another MAC address; the one of the node's end it cannot change.
+        None if known && host.mac == link.mac => Some(only),
+        None if known || (tells && side.mac.is_some()) => None,
+        None => Some(only),
     }
 }
 

@@ -96,6 +96,16 @@ fn an_address_of_another_pod_is_not_its_own() {
 }
 
 #[test]
+fn what_a_pod_gave_itself_is_not_its_own() {
+    // No CNI result names the pod: it is found by an address of its status.
+    let lines =
+        "ns a\npod a/s#u1 ip=10.0.0.5 node=n app=s\nveth 5 mac=5 ip=10.0.0.5/24,10.0.0.1/24,fe80::9/64\ncomplete";
+    let record = record(&World::new(lines, Limits::default()), 5);
+    assert_eq!((record.v4_count, record.v4[0].to_ne_bytes(), record.v6_count), (1, [10, 0, 0, 5], 2));
+    assert_eq!(record.v4_broadcast[0].to_ne_bytes(), [10, 0, 0, 255]);
+}
+
+#[test]
 fn midstream_stays_for_the_pods_life() {
     let both = "policy a/p . in() out()";
     let mut world = World::new(&format!("{SUBJECT}{both}"), Limits::default());

@@ -196,6 +196,26 @@ fn results_that_are_not_believed() {
     check(&mut inventory, [answer_after_link(other, 2)].concat(), &["5 v mac 2"]);
 }
 
+/// A pod that is allowed to may give itself another MAC address and other addresses: it stays what the CNI made it, as the node's end of
+/// the veth says which it is.
+#[test]
+fn a_pod_cannot_change_who_it_is() {
+    let mut inventory = started();
+    let Event::Result { reading: Reading::Result(mut web), file, written } =
+        result("a", 1, "web", "v", 2, "10.0.0.5/24")
+    else {
+        unreachable!("result() makes results")
+    };
+    web.hosts[1].mac = mac(30);
+    let own = Link { mac: mac(30), ..port(5, "v", 3) };
+    let told = Event::Result { file, written, reading: Reading::Result(web) };
+    let known = "5 v mac 2 10.0.0.5/24 default/web uid-web";
+    check(&mut inventory, [vec![told], answer_after_link(own.clone(), 2)].concat(), &[known]);
+    check(&mut inventory, [answer(own.clone(), 9, "10.0.0.1/24 172.16.0.1/12")], &[]);
+    // Of what it gave itself, what only its link knows is said by no result.
+    check(&mut inventory, [answer(own, 9, "fe80::9/64")], &["5 v mac 2 10.0.0.5/24 fe80::9/64 default/web uid-web"]);
+}
+
 fn answer_after_link(link: Link, last: u8) -> Vec<Event> {
     vec![Event::Link(link.clone()), answer(link, last, "")]
 }
