@@ -71,12 +71,12 @@ fn second() -> u32 {
 
 impl Agent {
     pub fn new(config: &AgentConfig, kernel: Kernel, signals: Signals) -> Self {
-        let mut compiler = Compiler::new(config.limits).start_above(Numbers::highest(kernel.tables()));
+        let mut compiler = Compiler::new(kernel.sizes().limits()).start_above(Numbers::highest(kernel.tables()));
         compiler.adopt(kernel.endpoints().values().copied());
         Self {
             node_name: config.node_name.clone(),
             pin_dir: config.pin_dir.clone(),
-            flows: FlowWatch::new(&config.pin_dir, config.sizes.flows),
+            flows: FlowWatch::new(&config.pin_dir, &kernel),
             succeeded: !kernel.endpoints().is_empty(),
             kernel,
             index: Index::new(&config.node_name),

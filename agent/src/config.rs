@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::compile::Limits;
 use crate::kernel::{AttachMode, Settings, Sizes};
 
 /// Where pins go unless told otherwise.
@@ -204,7 +203,6 @@ pub struct AgentConfig {
     pub metrics_addr: Option<SocketAddr>,
     pub attach: AttachMode,
     pub sizes: Sizes,
-    pub limits: Limits,
     pub settings: Settings,
     pub log_format: LogFormat,
     pub log_level: String,
@@ -253,13 +251,6 @@ impl AgentFlags {
                 Attach::Clsact => AttachMode::Clsact,
             },
             sizes,
-            limits: Limits {
-                endpoints_max: endpoints as usize,
-                exact_max: exact as usize,
-                prefixes_max: prefixes as usize,
-                rules_max: rules as usize,
-                ports_max: ports as usize,
-            },
             settings: Settings {
                 keep_existing: self.existing_flows == ExistingFlows::Keep,
                 midstream_budget: limits.midstream_max,

@@ -62,7 +62,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let not_yet = Readiness::NotYet("no complete list of objects yet".to_owned());
     let (ready_sender, ready) = watch::channel(not_yet);
     let fill = Fill::default();
-    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), config.sizes)?));
+    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), kernel.sizes())?));
     if let Some(address) = config.metrics_addr {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("listening on --metrics-addr {address}"))?;
@@ -78,6 +78,14 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         endpoints = kernel.endpoints().len(),
         "started; what an earlier agent left stays in force until the first complete list"
     );
+    if !kernel.other_sizes().is_empty() {
+        let others: Vec<String> = kernel.other_sizes().iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            "an earlier agent made maps of other sizes, and what fits these is the limit: {}; `palisade uninstall` between two agents \
+             lets the next one make them anew",
+            others.join(", ")
+        );
+    }
     let mut agent = Agent::new(&config, kernel, Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender });
     let mut catalog_at: Option<Instant> = None;
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;

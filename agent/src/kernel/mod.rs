@@ -11,18 +11,21 @@ mod link;
 mod maps;
 mod pins;
 mod qdisc;
+mod sizes;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
+use aya::maps::MapInfo;
 use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use palisade_common::layout::{Config, EndpointRecord};
 
 pub use attach::{AttachMode, detach_clsact};
 pub use flows::FlowWatch;
-pub use maps::{Maps, Snapshot, pinned as pinned_maps};
+pub use maps::{Maps, Snapshot};
 pub use pins::{PinDir, maps_folder, remove_all as remove_pins};
+pub use sizes::{OtherSize, Sizes};
 
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
@@ -32,32 +35,6 @@ include!(concat!(env!("OUT_DIR"), "/ebpf_object.rs"));
 /// Names of the two programs in the object.
 pub const FROM_POD: &str = "from_pod";
 pub const TO_POD: &str = "to_pod";
-
-/// How many entries each map holds at most. Every one is a flag of the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    pub endpoints: u32,
-    pub exact: u32,
-    pub prefixes: u32,
-    pub rules: u32,
-    pub ports: u32,
-    pub flows: u32,
-    pub fragments: u32,
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self {
-            endpoints: 1024,
-            exact: 262_144,
-            prefixes: 262_144,
-            rules: 1_048_576,
-            ports: 1_048_576,
-            flows: 131_072,
-            fragments: 8_192,
-        }
-    }
-}
 
 /// Settings of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +59,10 @@ pub struct Kernel {
     ebpf: Ebpf,
     maps: Maps,
     pins: PinDir,
+    /// As wanted, and no more than the maps hold.
+    sizes: Sizes,
+    /// Maps that an earlier agent made of another size.
+    other_sizes: Vec<OtherSize>,
     installed: Installed,
     /// Writes that failed when a change was taken back or cleaned up after, in their order.
     unfinished: Vec<Write>,
@@ -106,19 +87,24 @@ impl Kernel {
             bail!("this palisade was built without its kernel programs; build it with `cargo xtask build`");
         }
         let mut ebpf = load(&pins, sizes, settings)?;
+        let held = held(&pins, sizes)?;
         let mut maps = Maps::take(&mut ebpf)?;
         let installed = adopt::installed(&mut maps)?;
+        let (inserts_safe, pressure_until) = maps.config.pressure();
         let config = Config {
             epoch: installed.epoch(),
             keep_existing: u32::from(settings.keep_existing),
-            inserts_safe: u64::MAX,
-            pressure_until: 0,
+            // A map that is new says 0.
+            inserts_safe: if inserts_safe == 0 { u64::MAX } else { inserts_safe },
+            pressure_until,
             midstream_budget: settings.midstream_budget,
             events_budget: settings.events_budget,
         };
         maps.config.store_settings(&config);
         let mode = mode.resolve()?;
-        Ok(Self { ebpf, maps, pins, installed, unfinished: Vec::new(), mode })
+        let holds = |map: &str| held[map];
+        let (sizes, other_sizes) = (sizes.within(holds), sizes.others(holds));
+        Ok(Self { ebpf, maps, pins, sizes, other_sizes, installed, unfinished: Vec::new(), mode })
     }
 
     /// What the maps hold by now.
@@ -144,6 +130,16 @@ impl Kernel {
 
     pub fn mode(&self) -> AttachMode {
         self.mode
+    }
+
+    /// What fits into the maps, in the units of the flags.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Maps that are of another size than was asked for.
+    pub fn other_sizes(&self) -> &[OtherSize] {
+        &self.other_sizes
     }
 
     /// Earlier endpoints, by interface.
@@ -197,6 +193,10 @@ impl Kernel {
 
     /// Puts both programs on the interface, or replaces what an earlier agent put there. From then on it is closed unless
     /// ENDPOINTS has an entry for it.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be put there; the other one is, if it can.
     pub fn attach(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, interface)
     }
@@ -225,7 +225,7 @@ fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf>
     let level: u8 = if settings.debug_programs { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::default()).override_global("AYA_LOG_LEVEL", &level, false);
-    for (name, size) in maps::pinned(sizes) {
+    for (name, size) in sizes::pinned(sizes) {
         loader.map_pin_path(name, pins.map(name));
         if let Some(size) = size {
             loader.map_max_entries(name, size);
@@ -239,6 +239,17 @@ fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf>
         threads.into_iter().try_for_each(|thread| thread.join().expect("loading does not panic"))
     })?;
     Ok(ebpf)
+}
+
+/// How many entries the maps hold whose size is a flag.
+fn held(pins: &PinDir, sizes: Sizes) -> anyhow::Result<BTreeMap<&'static str, u32>> {
+    let mut held = BTreeMap::new();
+    for (name, _) in sizes::pinned(sizes).into_iter().filter(|(_, size)| size.is_some()) {
+        let pin = pins.map(name);
+        let map = MapInfo::from_pin(&pin).with_context(|| format!("opening {}", pin.display()))?;
+        held.insert(name, map.max_entries());
+    }
+    Ok(held)
 }
 
 fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {

@@ -243,7 +243,13 @@ impl Collector for KernelMaps {
             entries,
         )?;
         let entries_max = maps.iter().map(|(&map, usage)| (map, usage.entries_max));
-        gauges(&mut encoder, "map_entries_max", "Entries that the kernel map can hold; a flag sets it", entries_max)
+        gauges(
+            &mut encoder,
+            "map_entries_max",
+            "Entries for which the kernel map has room (beside as many that a change replaces); a flag sets it when the map is \
+             made. Less than the flag says: an earlier agent made the map; the log names the remedy",
+            entries_max,
+        )
     }
 }
 
