@@ -6,6 +6,7 @@
 mod adopt;
 mod attach;
 mod config_cell;
+mod filters;
 mod flows;
 mod link;
 mod maps;
@@ -199,6 +200,11 @@ impl Kernel {
     /// When one of them cannot be put there; the other one is, if it can.
     pub fn attach(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, interface)
+    }
+
+    /// Whether both programs are still on the interface: somebody may have taken them off.
+    pub fn is_attached(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<bool> {
+        attach::is_attached(&mut self.ebpf, self.mode, ifindex, interface)
     }
 
     /// Takes both programs off the interface (which may be gone already).
