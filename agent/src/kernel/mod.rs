@@ -87,8 +87,8 @@ impl Kernel {
         if EBPF_OBJECT.is_empty() {
             bail!("this palisade was built without its kernel programs; build it with `cargo xtask build`");
         }
-        let mut ebpf = load(&pins, sizes, settings)?;
         let held = held(&pins, sizes)?;
+        let mut ebpf = load(&pins, sizes, &held, settings)?;
         let mut maps = Maps::take(&mut ebpf)?;
         let installed = adopt::installed(&mut maps)?;
         let (inserts_safe, pressure_until) = maps.config.pressure();
@@ -227,14 +227,14 @@ fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Sch
     Ok(program.try_into()?)
 }
 
-fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf> {
+fn load(pins: &PinDir, sizes: Sizes, held: &BTreeMap<&str, u32>, settings: Settings) -> anyhow::Result<Ebpf> {
     let level: u8 = if settings.debug_programs { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::default()).override_global("AYA_LOG_LEVEL", &level, false);
-    for (name, size) in sizes::pinned(sizes) {
+    for (name, _) in sizes::pinned(sizes) {
         loader.map_pin_path(name, pins.map(name));
-        if let Some(size) = size {
-            loader.map_max_entries(name, size);
+        if let Some(size) = held.get(name) {
+            loader.map_max_entries(name, *size);
         }
     }
     let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
@@ -247,13 +247,18 @@ fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf>
     Ok(ebpf)
 }
 
-/// How many entries the maps hold whose size is a flag.
+/// How many entries the maps hold whose size is a flag: a pinned one as many as it was made for.
 fn held(pins: &PinDir, sizes: Sizes) -> anyhow::Result<BTreeMap<&'static str, u32>> {
     let mut held = BTreeMap::new();
-    for (name, _) in sizes::pinned(sizes).into_iter().filter(|(_, size)| size.is_some()) {
+    for (name, wanted) in sizes::pinned(sizes) {
         let pin = pins.map(name);
-        let map = MapInfo::from_pin(&pin).with_context(|| format!("opening {}", pin.display()))?;
-        held.insert(name, map.max_entries());
+        let Some(wanted) = wanted else { continue };
+        let size = if pin.exists() {
+            MapInfo::from_pin(&pin).with_context(|| format!("opening {}", pin.display()))?.max_entries()
+        } else {
+            wanted
+        };
+        held.insert(name, size);
     }
     Ok(held)
 }
