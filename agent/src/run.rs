@@ -31,6 +31,8 @@ const EVENTS_AT_ONCE: usize = 256;
 const CATALOG_DELAY: Duration = Duration::from_millis(100);
 /// How often the flow table's fill is looked at.
 const FLOWS_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is looked whether the programs are still where they were put: links go without an event.
+const VERIFY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs until asked to stop. Enforcement stays.
 ///
@@ -89,6 +91,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut agent = Agent::new(&config, kernel, Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender });
     let mut catalog_at: Option<Instant> = None;
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;
+    let mut verify_at = Instant::now() + VERIFY_INTERVAL;
+    agent.write_catalog();
     loop {
         let retry_at = agent.retry_at();
         tokio::select! {
@@ -111,7 +115,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             }
             Some(ended) = tasks.join_next() => ended.context("a task of the agent panicked")??,
             refused = events.next(EVENTS_AT_ONCE) => agent.tell_refused(&refused.context("reading EVENTS")?),
-            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.settle(),
+            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.retry(),
             () = sleep_until(catalog_at.unwrap_or_else(Instant::now)), if catalog_at.is_some() => {
                 catalog_at = None;
                 agent.write_catalog();
@@ -119,6 +123,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             () = sleep_until(flows_at) => {
                 flows_at = Instant::now() + FLOWS_INTERVAL;
                 agent.look_at_flows();
+            }
+            () = sleep_until(verify_at) => {
+                verify_at = Instant::now() + VERIFY_INTERVAL;
+                agent.verify_attached();
             }
         }
         if agent.has_new_catalog() && catalog_at.is_none() {
