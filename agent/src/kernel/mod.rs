@@ -25,7 +25,7 @@ use palisade_common::layout::{Config, EndpointRecord};
 pub use attach::{AttachMode, detach_clsact};
 pub use flows::FlowWatch;
 pub use maps::{Maps, Snapshot};
-pub use pins::{PinDir, maps_folder, remove_all as remove_pins};
+pub use pins::{PinDir, abandoned, is_in_use, maps_folder, remove_all as remove_pins};
 pub use sizes::{OtherSize, Sizes};
 
 use crate::tables::plan::{Installed, Write};
