@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::agent::{Agent, Signals};
-use crate::api;
-use crate::config::{AgentConfig, Source};
+use crate::api::OpenSource;
+use crate::config::AgentConfig;
 use crate::facts::{Update, VethChange};
 use crate::kernel::{Kernel, PinDir};
 use crate::node::{self, NodeConfig};
@@ -42,6 +42,8 @@ const VERIFY_INTERVAL: Duration = Duration::from_secs(10);
 pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Before anything is made or loaded.
+    let source = OpenSource::open(&config.source).await?;
     let pins = PinDir::open(&config.pin_dir)?;
     std::fs::create_dir_all(state_dir(&config.pin_dir)).context("making the state folder")?;
     let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
@@ -49,7 +51,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
     let mut tasks = JoinSet::new();
     // Lists are fetched while the kernel verifies the programs. Interfaces wait: those that are there before them are older than them.
-    source(&config.source, update_sender, &mut tasks);
+    tasks.spawn(source.watch(update_sender));
     let AgentConfig { sizes, settings, attach, .. } = config;
     let loading = tokio::task::spawn_blocking(move || Kernel::open(pins, sizes, settings, attach));
     let mut kernel = loading.await.context("loading the programs panicked")??;
@@ -92,7 +94,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut catalog_at: Option<Instant> = None;
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;
     let mut verify_at = Instant::now() + VERIFY_INTERVAL;
-    agent.write_catalog();
+    if agent.is_first() {
+        agent.write_catalog();
+    }
     loop {
         let retry_at = agent.retry_at();
         tokio::select! {
@@ -136,23 +140,6 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     agent.write_catalog();
     tracing::info!("asked to stop; enforcement stays in place (`palisade uninstall` ends it)");
     Ok(())
-}
-
-fn source(source: &Source, updates: mpsc::Sender<Vec<Update>>, tasks: &mut JoinSet<anyhow::Result<()>>) {
-    match source.clone() {
-        Source::Folder(folder) => {
-            tasks.spawn(async move {
-                let context = format!("watching {}", folder.display());
-                api::folder::watch(folder, updates).await.context(context)
-            });
-        }
-        Source::Cluster(kubeconfig) => {
-            tasks.spawn(async move {
-                let client = api::cluster::client(kubeconfig.as_deref()).await.context("finding the API server")?;
-                api::cluster::watch(client, updates).await.context("watching the API server")
-            });
-        }
-    }
 }
 
 /// What aya-log is for: oddities that the programs report at debug level.

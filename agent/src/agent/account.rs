@@ -17,10 +17,10 @@ use crate::observe::metrics::EndpointState;
 
 impl Agent {
     pub(super) fn tell_readiness(&self) {
-        let now = if !self.synced {
-            Readiness::NotYet("no complete list of objects yet".to_owned())
-        } else if let Some(stuck) = &self.stuck {
+        let now = if let Some(stuck) = &self.stuck {
             Readiness::NotYet(format!("a change cannot be written: {}", stuck.error))
+        } else if !self.synced {
+            Readiness::NotYet("no complete list of objects yet".to_owned())
         } else if let Some(failed) = self.attachments.failed().values().next() {
             let count = self.attachments.failed().len();
             Readiness::NotYet(format!("the programs are not attached to {count} interfaces: {}", failed.error))

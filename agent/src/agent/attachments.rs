@@ -42,7 +42,7 @@ impl Attachments {
         self.retry.map(|retry| retry.at)
     }
 
-    /// What came of trying to attach. An error is told of once, however often it is met.
+    /// What came of trying to attach. Errors are told of as faults, once however often they are met.
     pub(super) fn tried(&mut self, ifindex: u32, name: Arc<str>, result: anyhow::Result<()>) {
         match result {
             Ok(()) => {
@@ -54,9 +54,6 @@ impl Attachments {
             }
             Err(error) => {
                 let failed = Failed { name: name.clone(), error: format!("{error:#}") };
-                if self.failed.get(&ifindex) != Some(&failed) {
-                    tracing::warn!(interface = %name, error = failed.error, "cannot attach the programs; tried again");
-                }
                 self.attached.remove(&ifindex);
                 self.failed.insert(ifindex, failed);
             }

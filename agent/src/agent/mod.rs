@@ -112,6 +112,11 @@ impl Agent {
         stuck.into_iter().chain(self.attachments.retry_at()).min()
     }
 
+    /// No agent ran here before.
+    pub fn is_first(&self) -> bool {
+        !self.succeeded
+    }
+
     pub fn has_new_catalog(&self) -> bool {
         self.catalog_is_old
     }
