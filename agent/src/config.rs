@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::compile::Limits;
 use crate::kernel::{AttachMode, Settings, Sizes};
 
 /// Where pins go unless told otherwise.
@@ -25,29 +24,30 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the agent of this node: watch, compile, enforce.
+    /// Run the agent of this node: watch, compile, enforce
+    ///
+    /// Objects come from a folder (--manifests), from an API server named by a kubeconfig (--kubeconfig),
+    /// or, without either, from the API server of the cluster that this process is a pod of.
+    ///
+    /// The agent acts on the network namespace that it is started in; several agents may run on one machine,
+    /// each in its node's namespace with its own --pin-dir. It logs to standard error, one line per event;
+    /// RUST_LOG overrides --log-level.
+    ///
+    /// On SIGTERM or SIGINT it ends and leaves enforcement in place; `palisade uninstall` takes it away.
+    ///
+    /// Exit codes: 0 asked to stop, 1 failed, 2 wrong usage.
+    #[command(verbatim_doc_comment)]
     Agent(Box<AgentFlags>),
     /// Print every table as it is in the kernel, decoded.
     Maps(ShowFlags),
     /// Print who is enforced on this node and by which policies, and who is not, and why.
     Endpoints(ShowFlags),
-    /// Take programs, maps, pins and state away. Enforcement ends.
+    /// Take programs, maps, pins and state away. Enforcement ends. Refuses while an agent runs.
     Uninstall(UninstallFlags),
 }
 
-/// Run the agent of this node.
-///
-/// Objects come from a folder (--manifests), from an API server named by a kubeconfig (--kubeconfig), or, without either, from the
-/// API server of the cluster that this process is a pod of.
-///
-/// The agent acts on the network namespace that it is started in; several agents may run on one machine, each in its node's
-/// namespace with its own --pin-dir. It logs to standard error, one line per event; RUST_LOG overrides --log-level.
-///
-/// On SIGTERM or SIGINT it ends and leaves enforcement in place; `palisade uninstall` takes it away.
-///
-/// Exit codes: 0 asked to stop, 1 failed, 2 wrong usage.
+/// See [`Command::Agent`].
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct AgentFlags {
     /// Folder of manifests (*.yaml, *.yml, *.json; one or more objects per file: Namespace, Pod with status, NetworkPolicy, Node), watched: a
     /// new, replaced or deleted file is a new, replaced or deleted object.
@@ -82,7 +82,8 @@ pub struct AgentFlags {
     #[arg(long, value_name = "ADDR")]
     metrics_addr: Option<SocketAddr>,
 
-    /// What becomes of established flows that a change no longer allows. `keep` also keeps flows of pods that were known before.
+    /// What becomes of established flows that a change of policy, label or peer no longer allows. `keep` holds for flows that were
+    /// admitted while a policy isolated the pod; what is older than the pod's first policy is judged by that one either way.
     #[arg(long, value_enum, default_value = "cut")]
     existing_flows: ExistingFlows,
 
@@ -204,7 +205,6 @@ pub struct AgentConfig {
     pub metrics_addr: Option<SocketAddr>,
     pub attach: AttachMode,
     pub sizes: Sizes,
-    pub limits: Limits,
     pub settings: Settings,
     pub log_format: LogFormat,
     pub log_level: String,
@@ -253,13 +253,6 @@ impl AgentFlags {
                 Attach::Clsact => AttachMode::Clsact,
             },
             sizes,
-            limits: Limits {
-                endpoints_max: endpoints as usize,
-                exact_max: exact as usize,
-                prefixes_max: prefixes as usize,
-                rules_max: rules as usize,
-                ports_max: ports as usize,
-            },
             settings: Settings {
                 keep_existing: self.existing_flows == ExistingFlows::Keep,
                 midstream_budget: limits.midstream_max,
@@ -269,5 +262,25 @@ impl AgentFlags {
             log_format: self.log_format,
             log_level: self.log_level,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// What a person has to know before starting it.
+    #[test]
+    fn help_of_the_agent_is_a_manual() {
+        let mut command = Cli::command();
+        let agent = command.find_subcommand_mut("agent").expect("it is a subcommand");
+        let help = agent.render_long_help().to_string();
+        for said in ["Exit codes: 0", "SIGTERM", "several agents", "(--kubeconfig)", "--node-name", "first policy"] {
+            assert!(help.contains(said), "{said:?} is missing in:\n{help}");
+        }
+        let short = command.render_help().to_string();
+        assert!(short.contains("Run the agent of this node: watch, compile, enforce\n"), "{short}");
     }
 }

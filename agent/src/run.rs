@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::agent::{Agent, Signals};
-use crate::api;
-use crate::config::{AgentConfig, Source};
+use crate::api::OpenSource;
+use crate::config::AgentConfig;
 use crate::facts::{Update, VethChange};
 use crate::kernel::{Kernel, PinDir};
 use crate::node::{self, NodeConfig};
@@ -31,6 +31,8 @@ const EVENTS_AT_ONCE: usize = 256;
 const CATALOG_DELAY: Duration = Duration::from_millis(100);
 /// How often the flow table's fill is looked at.
 const FLOWS_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is looked whether the programs are still where they were put: links go without an event.
+const VERIFY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs until asked to stop. Enforcement stays.
 ///
@@ -40,6 +42,8 @@ const FLOWS_INTERVAL: Duration = Duration::from_secs(10);
 pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Before anything is made or loaded.
+    let source = OpenSource::open(&config.source).await?;
     let pins = PinDir::open(&config.pin_dir)?;
     std::fs::create_dir_all(state_dir(&config.pin_dir)).context("making the state folder")?;
     let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
@@ -47,7 +51,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
     let mut tasks = JoinSet::new();
     // Lists are fetched while the kernel verifies the programs. Interfaces wait: those that are there before them are older than them.
-    source(&config.source, update_sender, &mut tasks);
+    tasks.spawn(source.watch(update_sender));
     let AgentConfig { sizes, settings, attach, .. } = config;
     let loading = tokio::task::spawn_blocking(move || Kernel::open(pins, sizes, settings, attach));
     let mut kernel = loading.await.context("loading the programs panicked")??;
@@ -62,7 +66,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let not_yet = Readiness::NotYet("no complete list of objects yet".to_owned());
     let (ready_sender, ready) = watch::channel(not_yet);
     let fill = Fill::default();
-    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), config.sizes)?));
+    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), kernel.sizes())?));
     if let Some(address) = config.metrics_addr {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("listening on --metrics-addr {address}"))?;
@@ -78,9 +82,21 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         endpoints = kernel.endpoints().len(),
         "started; what an earlier agent left stays in force until the first complete list"
     );
+    if !kernel.other_sizes().is_empty() {
+        let others: Vec<String> = kernel.other_sizes().iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            "an earlier agent made maps of other sizes, and what fits these is the limit: {}; `palisade uninstall` between two agents \
+             lets the next one make them anew",
+            others.join(", ")
+        );
+    }
     let mut agent = Agent::new(&config, kernel, Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender });
     let mut catalog_at: Option<Instant> = None;
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;
+    let mut verify_at = Instant::now() + VERIFY_INTERVAL;
+    if agent.is_first() {
+        agent.write_catalog();
+    }
     loop {
         let retry_at = agent.retry_at();
         tokio::select! {
@@ -103,7 +119,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             }
             Some(ended) = tasks.join_next() => ended.context("a task of the agent panicked")??,
             refused = events.next(EVENTS_AT_ONCE) => agent.tell_refused(&refused.context("reading EVENTS")?),
-            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.settle(),
+            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.retry(),
             () = sleep_until(catalog_at.unwrap_or_else(Instant::now)), if catalog_at.is_some() => {
                 catalog_at = None;
                 agent.write_catalog();
@@ -111,6 +127,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             () = sleep_until(flows_at) => {
                 flows_at = Instant::now() + FLOWS_INTERVAL;
                 agent.look_at_flows();
+            }
+            () = sleep_until(verify_at) => {
+                verify_at = Instant::now() + VERIFY_INTERVAL;
+                agent.verify_attached();
             }
         }
         if agent.has_new_catalog() && catalog_at.is_none() {
@@ -120,23 +140,6 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     agent.write_catalog();
     tracing::info!("asked to stop; enforcement stays in place (`palisade uninstall` ends it)");
     Ok(())
-}
-
-fn source(source: &Source, updates: mpsc::Sender<Vec<Update>>, tasks: &mut JoinSet<anyhow::Result<()>>) {
-    match source.clone() {
-        Source::Folder(folder) => {
-            tasks.spawn(async move {
-                let context = format!("watching {}", folder.display());
-                api::folder::watch(folder, updates).await.context(context)
-            });
-        }
-        Source::Cluster(kubeconfig) => {
-            tasks.spawn(async move {
-                let client = api::cluster::client(kubeconfig.as_deref()).await.context("finding the API server")?;
-                api::cluster::watch(client, updates).await.context("watching the API server")
-            });
-        }
-    }
 }
 
 /// What aya-log is for: oddities that the programs report at debug level.

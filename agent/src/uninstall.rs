@@ -9,17 +9,20 @@ use crate::{kernel, observe};
 
 /// # Errors
 ///
-/// When something cannot be removed, with its path.
+/// When an agent runs, or something cannot be removed, with its path.
 pub fn uninstall(pin_dir: &Path) -> anyhow::Result<()> {
+    let pins = kernel::abandoned(pin_dir)?;
     for interface in interfaces()? {
         kernel::detach_clsact(&interface);
     }
-    let had_pins = kernel::remove_pins(pin_dir)?;
+    if let Some(pins) = &pins {
+        kernel::remove_pins(pins)?;
+    }
     let state = observe::state_dir(pin_dir);
     if state.exists() {
         fs::remove_dir_all(&state).with_context(|| format!("removing {}", state.display()))?;
     }
-    if had_pins {
+    if pins.is_some() {
         println!("palisade: removed {}; policies are not enforced on this node any longer", pin_dir.display());
     } else {
         println!("palisade: nothing under {}", pin_dir.display());

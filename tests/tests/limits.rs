@@ -170,7 +170,7 @@ fn what_does_not_fit_is_closed_and_named() {
 #[cfg(feature = "live")]
 mod live {
     use ipnet::IpNet;
-    use palisade::kernel::{AttachMode, Kernel, PinDir, Settings, Sizes};
+    use palisade::kernel::{AttachMode, FlowWatch, Kernel, PinDir, Settings, Sizes};
     use palisade::tables::Tables;
     use palisade::tables::adopted::Found;
     use palisade::tables::plan::Installed;
@@ -261,7 +261,7 @@ mod live {
             let mut wanted = Tables::default();
             KINDS.iter().for_each(|(_, fill)| fill(&mut wanted, 4, 2));
             wanted.exact_v4.values_mut().chain(wanted.cidr_v4.values_mut()).for_each(|class| *class += 50);
-            fill(&mut wanted, SIZE + 1, 0);
+            fill(&mut wanted, 2 * SIZE + 1, 0);
             let error = kernel.apply(&kernel.tables().delta_to(&wanted)).expect_err(name);
             assert_eq!(kernel.tables(), &base, "{name}: {error:#}");
             same(&kernel, &before, &format!("{name}: {error:#}"));
@@ -278,6 +278,56 @@ mod live {
         }
     }
 
+    /// The maps take all that may be wanted, and then as much of something else.
+    #[test]
+    fn a_change_of_everything_fits_beside_what_it_replaces() {
+        let folder = bpffs("limits").expect("a bpffs can be mounted");
+        let mut kernel = open(&folder.path().join("maps"));
+        for (name, fill) in KINDS {
+            for shift in [0, 100, 50] {
+                let mut wanted = Tables::default();
+                fill(&mut wanted, SIZE, shift);
+                let applied = kernel.apply(&kernel.tables().delta_to(&wanted));
+                applied.unwrap_or_else(|error| panic!("{name}, {shift}: {error:#}"));
+            }
+        }
+    }
+
+    /// Pinned maps keep their size, and what they hold is the limit; whoever comes next is told.
+    #[test]
+    fn maps_of_an_earlier_agent_are_the_limits() {
+        let folder = bpffs("limits").expect("a bpffs can be mounted");
+        let folder = folder.path().join("maps");
+        let small = open(&folder);
+        assert_eq!((small.sizes().rules, small.other_sizes().len()), (SIZE, 0));
+        drop(small);
+        let pins = PinDir::open(&folder).expect("a folder for pins");
+        let next = Kernel::open(pins, Sizes::default(), Settings::default(), AttachMode::Auto).expect("it is adopted");
+        let Sizes { endpoints, exact, prefixes, rules, ports, .. } = next.sizes();
+        assert_eq!([endpoints, exact, prefixes, rules, ports], [SIZE; 5]);
+        let others: Vec<&str> = next.other_sizes().iter().map(|other| other.map).collect();
+        assert!(others.contains(&"RULES") && !others.contains(&"FLOWS"), "{others:?}");
+    }
+
+    /// What was evicted while no agent looked may still be wanted.
+    #[test]
+    fn pressure_on_the_flow_table_outlives_the_agent() {
+        let folder = bpffs("limits").expect("a bpffs can be mounted");
+        let folder = folder.path().join("maps");
+        let pressure = |kernel: &Kernel| {
+            let config = kernel.maps().snapshot(false).expect("the maps can be read").config;
+            (config.inserts_safe, config.pressure_until)
+        };
+        let first = open(&folder);
+        assert_eq!(pressure(&first), (u64::MAX, 0), "nothing was counted yet");
+        first.maps().config.store_pressure(7, 1 << 60);
+        drop(first);
+        let next = open(&folder);
+        assert_eq!(pressure(&next), (7, 1 << 60));
+        FlowWatch::new(&folder, &next).look(next.maps()).expect("the maps can be read");
+        assert_eq!(pressure(&next), (7, 1 << 60), "before the first count");
+    }
+
     /// The next agent finds what was in force, whatever failed last.
     #[test]
     fn a_failed_change_is_not_adopted() {
@@ -288,7 +338,7 @@ mod live {
         kernel.apply(&kernel.tables().delta_to(&base)).expect("five of each fit");
         for (name, fill) in KINDS {
             let mut wanted = base.clone();
-            fill(&mut wanted, SIZE + 1, 0);
+            fill(&mut wanted, 2 * SIZE + 1, 0);
             kernel.apply(&kernel.tables().delta_to(&wanted)).expect_err(name);
         }
         // As if the agent died in the middle of another change.

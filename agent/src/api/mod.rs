@@ -6,3 +6,46 @@
 pub mod cluster;
 pub mod folder;
 pub mod reduce;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+
+use crate::config::Source;
+use crate::facts::Update;
+
+/// A source that can be read, as far as can be said without asking the API server.
+pub enum OpenSource {
+    Folder(PathBuf),
+    Cluster(kube::Client),
+}
+
+impl OpenSource {
+    /// # Errors
+    ///
+    /// When the folder or the kubeconfig cannot be read.
+    pub async fn open(source: &Source) -> anyhow::Result<Self> {
+        match source {
+            Source::Folder(folder) => {
+                std::fs::read_dir(folder).with_context(|| format!("reading --manifests {}", folder.display()))?;
+                Ok(Self::Folder(folder.clone()))
+            }
+            Source::Cluster(kubeconfig) => {
+                let client = cluster::client(kubeconfig.as_deref()).await.context("finding the API server")?;
+                Ok(Self::Cluster(client))
+            }
+        }
+    }
+
+    /// Tells all objects and then every change, until the receiver is gone.
+    pub async fn watch(self, updates: mpsc::Sender<Vec<Update>>) -> anyhow::Result<()> {
+        match self {
+            Self::Folder(folder) => {
+                let context = format!("watching {}", folder.display());
+                folder::watch(folder, updates).await.context(context)
+            }
+            Self::Cluster(client) => cluster::watch(client, updates).await.context("watching the API server"),
+        }
+    }
+}

@@ -21,7 +21,7 @@ pub struct Catalog {
     pub faults: Vec<FaultEntry>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointEntry {
     pub ifindex: u32,
     pub interface: String,
@@ -42,6 +42,9 @@ pub struct EndpointEntry {
     pub trusted: bool,
     /// Why nothing passes but between the pod and its node.
     pub closed: Option<String>,
+    /// Why a program is missing on its interface, so that policies do not hold. The compiler does not know.
+    #[serde(default)]
+    pub not_attached: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +139,7 @@ impl Compiler {
             egress_policies: policies(Direction::Egress),
             ingress_table,
             egress_table,
+            not_attached: None,
             closed: if room { endpoint.closed.as_ref().map(ToString::to_string) } else { Some(no_room()) },
         })
     }

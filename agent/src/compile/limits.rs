@@ -1,6 +1,6 @@
 //! How much may be wanted of each table. What does not fit is closed and named, never silently dropped.
 
-/// Limits of what is compiled, by table. The kernel's maps must hold more: what is new is there before the old is gone.
+/// Limits of what is compiled, by table. The kernel's maps hold twice as much: what is new is there before the old is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Endpoints of the node.
@@ -18,7 +18,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            endpoints_max: 4_096,
+            endpoints_max: 1_024,
             exact_max: 262_144,
             prefixes_max: 262_144,
             rules_max: 1_048_576,

@@ -3,15 +3,15 @@
 use std::fs;
 use std::io;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
-use aya::programs::tc::{
-    self, NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
-};
+use aya::programs::tc::{self, NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType};
 use aya::util::KernelVersion;
 
+use super::filters::{self, Place};
 use super::pins::PinDir;
+use super::qdisc::{TC_H_EGRESS, TC_H_INGRESS};
 use super::{FROM_POD, TO_POD, program_mut};
 
 /// How programs are attached (`--attach`).
@@ -24,10 +24,6 @@ pub enum AttachMode {
     /// Filters of a clsact qdisc, which survive by themselves.
     Clsact,
 }
-
-/// The first filter of a clsact qdisc.
-const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 const PLACES: [(&str, TcAttachType); 2] = [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)];
 
@@ -51,7 +47,7 @@ impl AttachMode {
     }
 }
 
-/// To-pod first: what the pod is sent is the more urgent half.
+/// To-pod first: what the pod is sent is the more urgent half. Where one half fails, the other is attached nevertheless.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     pins: &PinDir,
@@ -59,15 +55,50 @@ pub(super) fn attach(
     ifindex: u32,
     interface: &str,
 ) -> anyhow::Result<()> {
+    let mut result = Ok(());
     for (name, place) in PLACES.into_iter().rev() {
-        let program = program_mut(ebpf, name)?;
-        match mode {
-            AttachMode::Tcx | AttachMode::Auto => attach_tcx(program, pins, ifindex, interface, (name, place)),
-            AttachMode::Clsact => attach_clsact(program, pins, ifindex, interface, place),
+        let attached = attach_one(program_mut(ebpf, name)?, pins, mode, ifindex, interface, (name, place));
+        if let Err(error) = attached.with_context(|| format!("attaching {name} to {interface}")) {
+            result = match result {
+                Ok(()) => Err(error),
+                Err(first) => Err(anyhow!("{first:#}; {error:#}")),
+            };
         }
-        .with_context(|| format!("attaching {name} to {interface}"))?;
     }
-    Ok(())
+    result
+}
+
+fn attach_one(
+    program: &mut SchedClassifier,
+    pins: &PinDir,
+    mode: AttachMode,
+    ifindex: u32,
+    interface: &str,
+    place: (&str, TcAttachType),
+) -> anyhow::Result<()> {
+    match mode {
+        AttachMode::Tcx | AttachMode::Auto => attach_tcx(program, pins, ifindex, interface, place),
+        AttachMode::Clsact => attach_clsact(program, pins, ifindex, interface, place),
+    }
+}
+
+/// Whether both programs are on the interface as they were put there.
+pub(super) fn is_attached(ebpf: &mut Ebpf, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<bool> {
+    for (name, place) in PLACES {
+        let ours = program_mut(ebpf, name)?.info()?.id();
+        let found = match mode {
+            AttachMode::Tcx | AttachMode::Auto => {
+                SchedClassifier::query_tcx(interface, place)?.1.iter().any(|program| program.id() == ours)
+            }
+            AttachMode::Clsact => {
+                filters::list(ifindex, parent(place))?.iter().any(|filter| filter.program == Some(ours))
+            }
+        };
+        if !found {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn attach_tcx(
@@ -106,21 +137,38 @@ fn attach_clsact(
     pins: &PinDir,
     ifindex: u32,
     interface: &str,
-    place: TcAttachType,
+    (name, place): (&str, TcAttachType),
 ) -> anyhow::Result<()> {
     // Fails where there is one already, of whomever.
     if tc::qdisc_add_clsact(interface).is_ok() {
         pins.own_qdisc(ifindex)?;
     }
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, ..NlOptions::default() };
-    let id = match program.attach_with_options(interface, place, TcAttachOptions::Netlink(options)) {
-        Ok(id) => id,
-        // An earlier agent's filter: replaced in place.
-        Err(_) => program.attach_to_link(SchedClassifierLink::attached(interface, place, PRIORITY, HANDLE, None)?)?,
+    let id = match filters::place(&filters::list(ifindex, parent(place))?, name) {
+        Place::Replace { priority, handle } => {
+            program.attach_to_link(SchedClassifierLink::attached(interface, place, priority, handle.into(), None)?)?
+        }
+        Place::New { priority, handle } => {
+            if priority != 1 {
+                tracing::warn!(
+                    interface,
+                    "a filter of another kind or protocol stands in front of ours and may let packets pass"
+                );
+            }
+            let options = NlOptions { priority, handle: handle.into(), ..NlOptions::default() };
+            program.attach_with_options(interface, place, TcAttachOptions::Netlink(options))?
+        }
     };
     // A filter stays when the agent ends; a link that is dropped would take it away.
     std::mem::forget(program.take_link(id)?);
     Ok(())
+}
+
+/// The number of a direction of the clsact qdisc.
+const fn parent(place: TcAttachType) -> u32 {
+    match place {
+        TcAttachType::Egress => TC_H_EGRESS,
+        TcAttachType::Ingress | TcAttachType::Custom(_) => TC_H_INGRESS,
+    }
 }
 
 pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<()> {

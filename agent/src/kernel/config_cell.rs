@@ -63,6 +63,16 @@ impl ConfigCell {
         self.store_pressure(inserts_safe, pressure_until);
     }
 
+    /// [`Config::inserts_safe`] and [`Config::pressure_until`].
+    pub fn pressure(&self) -> (u64, u64) {
+        let config = self.config.as_ptr();
+        // SAFETY: places in the mapping.
+        unsafe {
+            let inserts_safe = self.double_word(&raw mut (*config).inserts_safe).load(Ordering::SeqCst);
+            (inserts_safe, self.double_word(&raw mut (*config).pressure_until).load(Ordering::SeqCst))
+        }
+    }
+
     /// See [`Config::inserts_safe`] and [`Config::pressure_until`].
     pub fn store_pressure(&self, inserts_safe: u64, pressure_until: u64) {
         let config = self.config.as_ptr();

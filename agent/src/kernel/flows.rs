@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use palisade_common::flow::is_over;
 use rustix::time::{ClockId, clock_gettime};
 
+use super::Kernel;
 use super::maps::Maps;
 
 /// How long evicted flows may still be wanted: as long as a silent connection is remembered.
@@ -44,7 +45,10 @@ fn now() -> u64 {
 }
 
 impl FlowWatch {
-    pub fn new(pin_dir: &Path, flows_max: u32) -> Self {
+    /// Goes on where an earlier agent's watch ended.
+    pub fn new(pin_dir: &Path, kernel: &Kernel) -> Self {
+        let flows_max = kernel.sizes().flows;
+        let (inserts_safe, pressure_until) = kernel.maps().config.pressure();
         let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
         let held_back = (HELD_BACK_PER_CPU * cpus).min(u64::from(flows_max) / 2);
         Self {
@@ -52,8 +56,8 @@ impl FlowWatch {
             capacity: u64::from(flows_max) - held_back,
             counted_at: None,
             counting: None,
-            inserts_safe: u64::MAX,
-            pressure_until: 0,
+            inserts_safe,
+            pressure_until,
         }
     }
 

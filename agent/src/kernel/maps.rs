@@ -16,35 +16,11 @@ use palisade_common::layout::{
     Versioned,
 };
 
-use super::Sizes;
 use super::config_cell::ConfigCell;
 use crate::tables::ByTable;
 use crate::tables::adopted::Found;
 use crate::tables::plan::Write;
 use crate::tables::sim::bytes_of;
-
-/// Maps that the next agent takes over, and how many entries those hold whose size is a flag of the agent.
-pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
-    let Sizes { endpoints, exact, prefixes, rules, ports, flows, fragments } = sizes;
-    vec![
-        ("CONFIG", None),
-        ("FLOW_STATS", None),
-        ("ENDPOINTS", Some(endpoints)),
-        // A change writes new records before the old ones go.
-        ("RECORDS", Some(endpoints * 2)),
-        ("ENDPOINT_STATS", Some(endpoints)),
-        ("CLASS_EXACT_V4", Some(exact)),
-        ("CLASS_EXACT_V6", Some(exact)),
-        ("CLASS_CIDR_V4", Some(prefixes)),
-        ("CLASS_CIDR_V6", Some(prefixes)),
-        ("RULES", Some(rules)),
-        ("PORTS", Some(ports)),
-        ("FLOWS", Some(flows)),
-        ("FRAGMENTS", Some(fragments)),
-        ("COUNTERS", None),
-        ("EVENT_BUDGET", None),
-    ]
-}
 
 /// A table layout as plain bytes for aya.
 #[repr(transparent)]

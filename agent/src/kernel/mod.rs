@@ -6,23 +6,27 @@
 mod adopt;
 mod attach;
 mod config_cell;
+mod filters;
 mod flows;
 mod link;
 mod maps;
 mod pins;
 mod qdisc;
+mod sizes;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
+use aya::maps::MapInfo;
 use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use palisade_common::layout::{Config, EndpointRecord};
 
 pub use attach::{AttachMode, detach_clsact};
 pub use flows::FlowWatch;
-pub use maps::{Maps, Snapshot, pinned as pinned_maps};
-pub use pins::{PinDir, maps_folder, remove_all as remove_pins};
+pub use maps::{Maps, Snapshot};
+pub use pins::{PinDir, abandoned, is_in_use, maps_folder, remove_all as remove_pins};
+pub use sizes::{OtherSize, Sizes};
 
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
@@ -32,32 +36,6 @@ include!(concat!(env!("OUT_DIR"), "/ebpf_object.rs"));
 /// Names of the two programs in the object.
 pub const FROM_POD: &str = "from_pod";
 pub const TO_POD: &str = "to_pod";
-
-/// How many entries each map holds at most. Every one is a flag of the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    pub endpoints: u32,
-    pub exact: u32,
-    pub prefixes: u32,
-    pub rules: u32,
-    pub ports: u32,
-    pub flows: u32,
-    pub fragments: u32,
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self {
-            endpoints: 1024,
-            exact: 262_144,
-            prefixes: 262_144,
-            rules: 1_048_576,
-            ports: 1_048_576,
-            flows: 131_072,
-            fragments: 8_192,
-        }
-    }
-}
 
 /// Settings of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +60,10 @@ pub struct Kernel {
     ebpf: Ebpf,
     maps: Maps,
     pins: PinDir,
+    /// As wanted, and no more than the maps hold.
+    sizes: Sizes,
+    /// Maps that an earlier agent made of another size.
+    other_sizes: Vec<OtherSize>,
     installed: Installed,
     /// Writes that failed when a change was taken back or cleaned up after, in their order.
     unfinished: Vec<Write>,
@@ -105,20 +87,25 @@ impl Kernel {
         if EBPF_OBJECT.is_empty() {
             bail!("this palisade was built without its kernel programs; build it with `cargo xtask build`");
         }
-        let mut ebpf = load(&pins, sizes, settings)?;
+        let held = held(&pins, sizes)?;
+        let mut ebpf = load(&pins, sizes, &held, settings)?;
         let mut maps = Maps::take(&mut ebpf)?;
         let installed = adopt::installed(&mut maps)?;
+        let (inserts_safe, pressure_until) = maps.config.pressure();
         let config = Config {
             epoch: installed.epoch(),
             keep_existing: u32::from(settings.keep_existing),
-            inserts_safe: u64::MAX,
-            pressure_until: 0,
+            // A map that is new says 0.
+            inserts_safe: if inserts_safe == 0 { u64::MAX } else { inserts_safe },
+            pressure_until,
             midstream_budget: settings.midstream_budget,
             events_budget: settings.events_budget,
         };
         maps.config.store_settings(&config);
         let mode = mode.resolve()?;
-        Ok(Self { ebpf, maps, pins, installed, unfinished: Vec::new(), mode })
+        let holds = |map: &str| held[map];
+        let (sizes, other_sizes) = (sizes.within(holds), sizes.others(holds));
+        Ok(Self { ebpf, maps, pins, sizes, other_sizes, installed, unfinished: Vec::new(), mode })
     }
 
     /// What the maps hold by now.
@@ -144,6 +131,16 @@ impl Kernel {
 
     pub fn mode(&self) -> AttachMode {
         self.mode
+    }
+
+    /// What fits into the maps, in the units of the flags.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Maps that are of another size than was asked for.
+    pub fn other_sizes(&self) -> &[OtherSize] {
+        &self.other_sizes
     }
 
     /// Earlier endpoints, by interface.
@@ -197,8 +194,17 @@ impl Kernel {
 
     /// Puts both programs on the interface, or replaces what an earlier agent put there. From then on it is closed unless
     /// ENDPOINTS has an entry for it.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be put there; the other one is, if it can.
     pub fn attach(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, interface)
+    }
+
+    /// Whether both programs are still on the interface: somebody may have taken them off.
+    pub fn is_attached(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<bool> {
+        attach::is_attached(&mut self.ebpf, self.mode, ifindex, interface)
     }
 
     /// Takes both programs off the interface (which may be gone already).
@@ -221,14 +227,14 @@ fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Sch
     Ok(program.try_into()?)
 }
 
-fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf> {
+fn load(pins: &PinDir, sizes: Sizes, held: &BTreeMap<&str, u32>, settings: Settings) -> anyhow::Result<Ebpf> {
     let level: u8 = if settings.debug_programs { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::default()).override_global("AYA_LOG_LEVEL", &level, false);
-    for (name, size) in maps::pinned(sizes) {
+    for (name, _) in sizes::pinned(sizes) {
         loader.map_pin_path(name, pins.map(name));
-        if let Some(size) = size {
-            loader.map_max_entries(name, size);
+        if let Some(size) = held.get(name) {
+            loader.map_max_entries(name, *size);
         }
     }
     let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
@@ -239,6 +245,22 @@ fn load(pins: &PinDir, sizes: Sizes, settings: Settings) -> anyhow::Result<Ebpf>
         threads.into_iter().try_for_each(|thread| thread.join().expect("loading does not panic"))
     })?;
     Ok(ebpf)
+}
+
+/// How many entries the maps hold whose size is a flag: a pinned one as many as it was made for.
+fn held(pins: &PinDir, sizes: Sizes) -> anyhow::Result<BTreeMap<&'static str, u32>> {
+    let mut held = BTreeMap::new();
+    for (name, wanted) in sizes::pinned(sizes) {
+        let pin = pins.map(name);
+        let Some(wanted) = wanted else { continue };
+        let size = if pin.exists() {
+            MapInfo::from_pin(&pin).with_context(|| format!("opening {}", pin.display()))?.max_entries()
+        } else {
+            wanted
+        };
+        held.insert(name, size);
+    }
+    Ok(held)
 }
 
 fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use palisade_common::layout::LAYOUT_VERSION;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{link, qdisc};
 
@@ -35,11 +36,9 @@ impl PinDir {
         for folder in ["maps", "links", QDISCS].map(|folder| current.join(folder)) {
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
-        let lock = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .with_context(|| format!("opening {}", root.display()))?;
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let Some(lock) = lock_alone(root)? else {
             bail!("{} is in use by another palisade agent; give each its own --pin-dir", root.display());
-        }
+        };
         Ok(Self { root: root.to_owned(), _lock: lock })
     }
 
@@ -102,15 +101,64 @@ fn version_name() -> String {
     format!("v{LAYOUT_VERSION}")
 }
 
-/// Takes everything below the pin folder away, of any version, and the folder itself. No program runs on an interface any longer
-/// when this returns.
-pub fn remove_all(root: &Path) -> anyhow::Result<bool> {
-    if !root.exists() {
-        return Ok(false);
+/// Locks the pin folder while the descriptor lives. `None`: somebody else has locked it.
+fn lock(root: &Path, how: FlockOperation) -> anyhow::Result<Option<OwnedFd>> {
+    let folder = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("opening {}", root.display()))?;
+    match rustix::fs::flock(&folder, how) {
+        Ok(()) => Ok(Some(folder)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("locking {}", root.display())),
     }
+}
+
+/// As an agent holds it. Whoever asks [`is_in_use`] does not count; that lasts microseconds.
+fn lock_alone(root: &Path) -> anyhow::Result<Option<OwnedFd>> {
+    loop {
+        let locked = lock(root, FlockOperation::NonBlockingLockExclusive)?;
+        if locked.is_some() || is_in_use(root)? {
+            return Ok(locked);
+        }
+    }
+}
+
+/// Whether an agent has the folder now.
+pub fn is_in_use(root: &Path) -> anyhow::Result<bool> {
+    Ok(lock(root, FlockOperation::NonBlockingLockShared)?.is_none())
+}
+
+/// A pin folder that no agent uses, and none can begin to use.
+#[derive(Debug)]
+pub struct Abandoned {
+    root: PathBuf,
+    _lock: OwnedFd,
+}
+
+/// `None`: there is no such folder.
+///
+/// # Errors
+///
+/// When an agent runs, or when the folder is none of ours.
+pub fn abandoned(root: &Path) -> anyhow::Result<Option<Abandoned>> {
+    if !root.exists() {
+        return Ok(None);
+    }
+    if !is_bpffs(root)? {
+        bail!("{} is not on a bpffs, so it is no --pin-dir of an agent; nothing was removed", root.display());
+    }
+    let Some(lock) = lock_alone(root)? else {
+        bail!("an agent runs with --pin-dir {}; stop it first (SIGTERM), nothing was removed", root.display());
+    };
+    Ok(Some(Abandoned { root: root.to_owned(), _lock: lock }))
+}
+
+/// Takes away what agents have put below the pin folder, of any version, and the folder itself if it is empty then. No program runs on an
+/// interface any longer when this returns.
+pub fn remove_all(folder: &Abandoned) -> anyhow::Result<()> {
+    let root = &folder.root;
     for entry in fs::read_dir(root).with_context(|| format!("reading {}", root.display()))? {
         let version = entry?.path();
-        if !version.is_dir() {
+        if !version.is_dir() || !is_version(&version) {
             continue;
         }
         remove_folder(&version.join("links"), |pin| {
@@ -127,10 +175,16 @@ pub fn remove_all(root: &Path) -> anyhow::Result<bool> {
         fs::remove_dir(&version).with_context(|| format!("removing {}", version.display()))?;
     }
     match fs::remove_dir(root) {
-        // A mount point stays.
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
-        result => result.map(|()| true).with_context(|| format!("removing {}", root.display())),
+        // A mount point stays, and so does what is another's.
+        Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
+        result => result.with_context(|| format!("removing {}", root.display())),
     }
+}
+
+/// Named `v` and a number.
+fn is_version(folder: &Path) -> bool {
+    let number = folder.file_name().and_then(|name| name.to_str()?.strip_prefix('v'));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 fn remove_folder(folder: &Path, remove: impl Fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {

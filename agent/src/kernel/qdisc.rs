@@ -1,4 +1,4 @@
-//! The clsact qdisc of an interface: whether anything is on it, and taking it away.
+//! The clsact qdisc of an interface: what is on it, and taking it away.
 
 use std::io;
 
@@ -7,8 +7,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 // linux/pkt_sched.h
 const TC_H_CLSACT: u32 = 0xffff_fff1;
-const TC_H_INGRESS: u32 = 0xffff_fff2;
-const TC_H_EGRESS: u32 = 0xffff_fff3;
+pub(super) const TC_H_INGRESS: u32 = 0xffff_fff2;
+pub(super) const TC_H_EGRESS: u32 = 0xffff_fff3;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 
 /// struct nlmsghdr and struct tcmsg, with no attributes.
@@ -18,48 +18,64 @@ const DATAGRAM_MAX: usize = 64 << 10;
 
 /// Takes the qdisc away if it has no filter, of whomever. What goes with the interface itself is gone.
 pub(super) fn remove_if_empty(ifindex: u32) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    let dump = libc::NLM_F_DUMP as u16;
+    let mut requests = Requests::open()?;
     for parent in [TC_H_INGRESS, TC_H_EGRESS] {
-        if ask(&mut socket, libc::RTM_GETTFILTER, dump, ifindex, (0, parent))? != 0 {
+        if !requests.filters(ifindex, parent)?.is_empty() {
             return Ok(());
         }
     }
-    let removed = ask(&mut socket, libc::RTM_DELQDISC, libc::NLM_F_ACK as u16, ifindex, (CLSACT_HANDLE, TC_H_CLSACT));
+    let removed = requests.ask(libc::RTM_DELQDISC, libc::NLM_F_ACK as u16, ifindex, (CLSACT_HANDLE, TC_H_CLSACT));
     match removed.map_err(|error| (error.raw_os_error(), error)) {
         Err((Some(libc::ENODEV | libc::ENOENT | libc::EINVAL), _)) | Ok(_) => Ok(()),
         Err((_, error)) => Err(error),
     }
 }
 
-/// Asks; how many messages the answer has beside its end.
-fn ask(socket: &mut Socket, kind: u16, flags: u16, ifindex: u32, (handle, parent): (u32, u32)) -> io::Result<usize> {
-    let mut request = [0; REQUEST];
-    request[0..4].copy_from_slice(&(REQUEST as u32).to_ne_bytes());
-    request[4..6].copy_from_slice(&kind.to_ne_bytes());
-    request[6..8].copy_from_slice(&(flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    request[20..24].copy_from_slice(&ifindex.to_ne_bytes());
-    request[24..28].copy_from_slice(&handle.to_ne_bytes());
-    request[28..32].copy_from_slice(&parent.to_ne_bytes());
-    socket.send_to(&request, &SocketAddr::new(0, 0), 0)?;
-    let mut count = 0;
-    loop {
-        let mut datagram = Vec::with_capacity(DATAGRAM_MAX);
-        socket.recv(&mut datagram, 0)?;
-        let mut rest = &datagram[..];
-        while !rest.is_empty() {
-            let invalid = |error: netlink_packet_core::DecodeError| io::Error::other(error.to_string());
-            let message = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
-            match message.message_type() {
-                NLMSG_DONE | NLMSG_ERROR => {
-                    let error = message.payload().first_chunk().map_or(0, |word| i32::from_ne_bytes(*word));
-                    return if error == 0 { Ok(count) } else { Err(io::Error::from_raw_os_error(-error)) };
+/// Questions to rtnetlink about qdiscs and filters.
+pub(super) struct Requests {
+    socket: Socket,
+}
+
+impl Requests {
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        Ok(Self { socket })
+    }
+
+    /// One message, struct tcmsg and attributes, for each filter of a direction.
+    pub(super) fn filters(&mut self, ifindex: u32, parent: u32) -> io::Result<Vec<Vec<u8>>> {
+        self.ask(libc::RTM_GETTFILTER, libc::NLM_F_DUMP as u16, ifindex, (0, parent))
+    }
+
+    /// Asks; the messages of the answer without its end.
+    fn ask(&mut self, kind: u16, flags: u16, ifindex: u32, (handle, parent): (u32, u32)) -> io::Result<Vec<Vec<u8>>> {
+        let mut request = [0; REQUEST];
+        request[0..4].copy_from_slice(&(REQUEST as u32).to_ne_bytes());
+        request[4..6].copy_from_slice(&kind.to_ne_bytes());
+        request[6..8].copy_from_slice(&(flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
+        request[20..24].copy_from_slice(&ifindex.to_ne_bytes());
+        request[24..28].copy_from_slice(&handle.to_ne_bytes());
+        request[28..32].copy_from_slice(&parent.to_ne_bytes());
+        self.socket.send_to(&request, &SocketAddr::new(0, 0), 0)?;
+        let mut messages = Vec::new();
+        loop {
+            let mut datagram = Vec::with_capacity(DATAGRAM_MAX);
+            self.socket.recv(&mut datagram, 0)?;
+            let mut rest = &datagram[..];
+            while !rest.is_empty() {
+                let invalid = |error: netlink_packet_core::DecodeError| io::Error::other(error.to_string());
+                let message = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
+                match message.message_type() {
+                    NLMSG_DONE | NLMSG_ERROR => {
+                        let error = message.payload().first_chunk().map_or(0, |word| i32::from_ne_bytes(*word));
+                        return if error == 0 { Ok(messages) } else { Err(io::Error::from_raw_os_error(-error)) };
+                    }
+                    _ => messages.push(message.payload().to_vec()),
                 }
-                _ => count += 1,
+                let length = (message.length() as usize).next_multiple_of(4);
+                rest = rest.get(length..).unwrap_or_default();
             }
-            let length = (message.length() as usize).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
         }
     }
 }

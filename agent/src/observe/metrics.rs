@@ -53,16 +53,19 @@ pub enum EndpointState {
     Isolated,
     /// Not known yet, or cannot be enforced: nothing passes but from and to its node.
     Closed,
+    /// A program is missing on its interface: not enforced, or for one direction only.
+    NotAttached,
 }
 
 impl EndpointState {
-    pub const ALL: [Self; 3] = [Self::Open, Self::Isolated, Self::Closed];
+    pub const ALL: [Self; 4] = [Self::Open, Self::Isolated, Self::Closed, Self::NotAttached];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Open => "open",
             Self::Isolated => "isolated",
             Self::Closed => "closed",
+            Self::NotAttached => "not-attached",
         }
     }
 }
@@ -110,7 +113,8 @@ impl Metrics {
         registry.register(
             "endpoints",
             "Pods of this node by how they stand: open (no policy selects them), isolated, closed (not known yet or cannot be \
-             enforced). Closed for more than seconds: `palisade endpoints` says why",
+             enforced), not-attached (a program is missing, policies do not hold). One of the last two for more than seconds: \
+             `palisade endpoints` says why",
             self.endpoints.clone(),
         );
         registry.register(
@@ -243,7 +247,13 @@ impl Collector for KernelMaps {
             entries,
         )?;
         let entries_max = maps.iter().map(|(&map, usage)| (map, usage.entries_max));
-        gauges(&mut encoder, "map_entries_max", "Entries that the kernel map can hold; a flag sets it", entries_max)
+        gauges(
+            &mut encoder,
+            "map_entries_max",
+            "Entries for which the kernel map has room (beside as many that a change replaces); a flag sets it when the map is \
+             made. Less than the flag says: an earlier agent made the map; the log names the remedy",
+            entries_max,
+        )
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context as _;
 
 use crate::compile::Catalog;
-use crate::kernel::{Maps, Sizes, pinned_maps};
+use crate::kernel::{Maps, Sizes};
 use crate::tables::Tables;
 use metrics::{MapUse, Snapshot};
 
@@ -68,11 +68,9 @@ pub fn snapshot_of(
     sizes: Sizes,
 ) -> anyhow::Result<impl Fn() -> anyhow::Result<Snapshot> + Send + Sync + use<>> {
     let maps = Mutex::new(Maps::open_pinned(pin_dir)?);
-    let sizes: BTreeMap<_, _> = pinned_maps(sizes).into_iter().collect();
     Ok(move || {
         let maps = maps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let entries = fill.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let size = |name: &str| sizes.get(name).copied().flatten().map_or(0, u64::from);
         let packets: BTreeMap<_, _> = maps.counters()?.into_iter().collect();
         Ok(Snapshot {
             events_lost: maps.events_lost()?,
@@ -80,7 +78,9 @@ pub fn snapshot_of(
             packets,
             maps: entries
                 .iter()
-                .map(|(name, entries)| (*name, MapUse { entries: *entries as u64, entries_max: size(name) }))
+                .map(|(name, entries)| {
+                    (*name, MapUse { entries: *entries as u64, entries_max: sizes.room(name).unwrap_or(0).into() })
+                })
                 .collect(),
         })
     })

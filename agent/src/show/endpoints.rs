@@ -1,20 +1,22 @@
 //! `palisade endpoints`.
 
-use palisade_common::layout::endpoint_flag;
+use std::collections::BTreeMap;
+
+use palisade_common::layout::{EndpointRecord, endpoint_flag};
 use serde::Serialize;
 
 use super::table::Columns;
-use crate::compile::EndpointEntry;
+use crate::compile::{Catalog, EndpointEntry, FaultEntry, TableEntry};
 use crate::config::{Output, ShowFlags};
-use crate::kernel::Maps;
+use crate::kernel::{self, Maps};
 use crate::observe;
 
-/// One endpoint: what the catalog says of it, and whether the kernel's record agrees.
+/// One endpoint: the catalog's names for what the kernel's record says.
 #[derive(Debug, Serialize)]
 struct Row {
     #[serde(flatten)]
     entry: EndpointEntry,
-    /// `enforced`, `closed`, or `not in the tables`.
+    /// `enforced`, `closed`, `not attached`, or `not in the tables`.
     state: &'static str,
 }
 
@@ -22,43 +24,69 @@ struct Row {
 ///
 /// When there is no agent's state to read.
 pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
-    let maps = Maps::open_pinned(&flags.pin_dir)?;
-    let found = maps.found()?;
-    let catalog = observe::read_catalog(&flags.pin_dir)?;
-    let rows: Vec<Row> = catalog
-        .endpoints
+    let found = Maps::open_pinned(&flags.pin_dir)?.found()?;
+    let runs = kernel::is_in_use(&flags.pin_dir)?;
+    if !runs {
+        eprintln!(
+            "palisade: no agent runs with --pin-dir {}: what follows stays enforced, and nothing that changes is taken in",
+            flags.pin_dir.display()
+        );
+    }
+    let Catalog { endpoints, tables, faults, .. } = observe::read_catalog(&flags.pin_dir)?;
+    let rows: Vec<Row> = endpoints
         .into_iter()
         .map(|entry| {
             let index = found.tables.endpoints.get(&entry.ifindex);
-            let record = index.and_then(|index| found.records.get(&index.at(found.epoch)));
-            let state = match record {
-                None => "not in the tables",
-                Some(record) if record.flags & endpoint_flag::CLOSED != 0 => "closed",
-                Some(_) => "enforced",
-            };
-            Row { entry, state }
+            row(entry, index.and_then(|index| found.records.get(&index.at(found.epoch))), &tables)
         })
         .collect();
     match flags.output {
         Output::Json => {
-            let faults = catalog.faults;
-            println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "endpoints": rows, "faults": faults }))?);
+            let agent = if runs { "running" } else { "not running" };
+            let all = serde_json::json!({ "agent": agent, "endpoints": rows, "faults": faults });
+            println!("{}", serde_json::to_string_pretty(&all)?);
         }
-        Output::Table => {
-            let mut columns = Columns::new(&["POD", "INTERFACE", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "NOTE"]);
-            for row in rows {
-                columns.row(cells(row));
-            }
-            columns.print();
-            if !catalog.faults.is_empty() {
-                println!("\nCannot be enforced as written:");
-                for fault in &catalog.faults {
-                    println!("  {} {} {}: {}", fault.kind, fault.object, fault.field, fault.message);
-                }
-            }
-        }
+        Output::Table => print(rows, &faults),
     }
     Ok(())
+}
+
+fn print(rows: Vec<Row>, faults: &[FaultEntry]) {
+    let mut columns = Columns::new(&["POD", "INTERFACE", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "NOTE"]);
+    for row in rows {
+        columns.row(cells(row));
+    }
+    columns.print();
+    if !faults.is_empty() {
+        println!("\nCannot be enforced as written:");
+        for fault in faults {
+            println!("  {} {} {}: {}", fault.kind, fault.object, fault.field, fault.message);
+        }
+    }
+}
+
+/// What is enforced is what the record says, whatever the agent wanted last.
+fn row(mut entry: EndpointEntry, record: Option<&EndpointRecord>, tables: &BTreeMap<u32, TableEntry>) -> Row {
+    let state = match record {
+        _ if entry.not_attached.is_some() => "not attached",
+        None => "not in the tables",
+        Some(record) if record.flags & endpoint_flag::CLOSED != 0 => "closed",
+        Some(_) => "enforced",
+    };
+    if let (Some(record), "enforced") = (record, state) {
+        let policies = |flag: u32, table: u32| match record.flags & flag {
+            0 => (false, None, Vec::new()),
+            _ => {
+                let unknown = || vec![format!("table {table}")];
+                (true, Some(table), tables.get(&table).map_or_else(unknown, |table| table.policies.clone()))
+            }
+        };
+        (entry.isolated_ingress, entry.ingress_table, entry.ingress_policies) =
+            policies(endpoint_flag::ISOLATED_INGRESS, record.ingress.table);
+        (entry.isolated_egress, entry.egress_table, entry.egress_policies) =
+            policies(endpoint_flag::ISOLATED_EGRESS, record.egress.table);
+    }
+    Row { entry, state }
 }
 
 fn cells(row: Row) -> Vec<String> {
@@ -68,14 +96,16 @@ fn cells(row: Row) -> Vec<String> {
         _ => "-".to_owned(),
     };
     let addresses: Vec<String> = entry.addresses.iter().map(ToString::to_string).collect();
-    let isolation = |isolated: bool, policies: &[String]| match isolated {
-        true => policies.join(","),
-        false => "open".to_owned(),
+    let isolation = |isolated: bool, policies: &[String]| match (state, isolated) {
+        ("enforced", true) => policies.join(","),
+        ("enforced", false) => "open".to_owned(),
+        ("not attached", _) => "not enforced".to_owned(),
+        _ => "closed".to_owned(),
     };
-    let note = match (&entry.closed, entry.trusted) {
-        (Some(reason), _) => reason.clone(),
-        (None, true) => "trusted with every address".to_owned(),
-        (None, false) => String::new(),
+    let note = match (&entry.not_attached, &entry.closed, entry.trusted) {
+        (Some(reason), ..) | (None, Some(reason), _) => reason.clone(),
+        (None, None, true) => "trusted with every address".to_owned(),
+        (None, None, false) => String::new(),
     };
     vec![
         pod,
@@ -86,4 +116,42 @@ fn cells(row: Row) -> Vec<String> {
         isolation(entry.isolated_egress, &entry.egress_policies),
         note,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_common::layout::TableRef;
+
+    use super::*;
+
+    fn shown(entry: EndpointEntry, record: Option<EndpointRecord>) -> [String; 3] {
+        let table = |name: &str| TableEntry { direction: "ingress".to_owned(), policies: vec![name.to_owned()] };
+        let tables = BTreeMap::from([(1, table("web/old")), (2, table("web/new"))]);
+        let cells = cells(row(entry, record.as_ref(), &tables));
+        [cells[3].clone(), cells[4].clone(), cells[5].clone()]
+    }
+
+    #[test]
+    fn the_record_counts_and_not_what_is_wanted() {
+        let isolated = |table| EndpointRecord {
+            flags: endpoint_flag::ISOLATED_INGRESS,
+            ingress: TableRef { table, ..TableRef::default() },
+            ..EndpointRecord::default()
+        };
+        let wanted = EndpointEntry {
+            isolated_ingress: true,
+            ingress_policies: vec!["web/new".to_owned()],
+            isolated_egress: true,
+            egress_policies: vec!["web/new".to_owned()],
+            ..EndpointEntry::default()
+        };
+        assert_eq!(shown(wanted.clone(), Some(isolated(1))), ["enforced", "web/old", "open"]);
+        assert_eq!(shown(wanted.clone(), Some(isolated(7))), ["enforced", "table 7", "open"]);
+        assert_eq!(shown(wanted.clone(), Some(EndpointRecord::default())), ["enforced", "open", "open"]);
+        let closed = EndpointRecord { flags: endpoint_flag::CLOSED, ..EndpointRecord::default() };
+        assert_eq!(shown(EndpointEntry::default(), Some(closed)), ["closed"; 3]);
+        assert_eq!(shown(EndpointEntry::default(), None), ["not in the tables", "closed", "closed"]);
+        let not_attached = EndpointEntry { not_attached: Some("no room".to_owned()), ..wanted };
+        assert_eq!(shown(not_attached, Some(isolated(1))), ["not attached", "not enforced", "not enforced"]);
+    }
 }

@@ -9,3 +9,4 @@ mod life;
 mod neighbours;
 mod scene;
 mod table;
+mod troubles;

@@ -12,6 +12,8 @@ use crate::scene::{AT_ONCE, Scene};
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Clsact,
+    /// With the priority and the handle that ours takes where it can.
+    ClsactFirst,
     Tcx,
 }
 
@@ -24,8 +26,12 @@ struct Theirs {
 #[test]
 fn a_program_that_says_ok_hides_nothing_and_goes_on() {
     // TCX runs before clsact, so theirs cannot come first where ours is a filter of clsact.
-    for (ours, theirs) in [("tcx", Kind::Clsact), ("tcx", Kind::Tcx), ("clsact", Kind::Clsact)] {
-        for first in [true, false] {
+    for (ours, theirs) in
+        [("tcx", Kind::Clsact), ("tcx", Kind::Tcx), ("clsact", Kind::Clsact), ("clsact", Kind::ClsactFirst)]
+    {
+        // Where ours has the place already, the kernel takes no other one there.
+        let orders: &[bool] = if theirs == Kind::ClsactFirst { &[true] } else { &[true, false] };
+        for &first in orders {
             play(ours, theirs, first);
         }
     }
@@ -72,18 +78,16 @@ impl Theirs {
             counter.pin(&pin).expect("a bpffs");
             for interface in scene.pods.iter().map(|pod| &*pod.host_interface) {
                 if kind == Kind::Tcx {
-                    let link = scene.node.netns.run(|| {
-                        let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
-                        let index = rustix::net::netdevice::name_to_index(&socket, interface)?;
-                        counter.attach_tcx(index, direction == "egress")
-                    });
+                    let link = attach_tcx(scene, counter, interface, direction == "egress");
                     links.push(link.expect("a link"));
                     continue;
                 }
                 // The agent may have made it already.
                 let _ = tc(scene, &["qdisc", "add", "dev", interface, "clsact"]);
+                let place: &[&str] = if kind == Kind::Clsact { &["prio", "10"] } else { &["prio", "1", "handle", "1"] };
                 let filter =
-                    ["filter", "add", "dev", interface, direction, "prio", "10", "protocol", "all", "bpf", "da"];
+                    [&["filter", "add", "dev", interface, direction], place, &["protocol", "all", "bpf", "da"]];
+                let filter = filter.concat();
                 let said = tc(scene, &[&filter[..], &["object-pinned", &pin.to_string_lossy()]].concat());
                 assert!(said.is_empty(), "{said}");
             }
@@ -94,6 +98,15 @@ impl Theirs {
     fn counts(&self) -> [u64; 2] {
         self.counters.each_ref().map(|counter| counter.count().expect("the map is there"))
     }
+}
+
+/// On an interface of the node, behind all that is there.
+pub fn attach_tcx(scene: &Scene, counter: &Counter, interface: &str, egress: bool) -> std::io::Result<File> {
+    scene.node.netns.run(|| {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+        let index = rustix::net::netdevice::name_to_index(&socket, interface)?;
+        counter.attach_tcx(index, egress)
+    })
 }
 
 /// What it complains of.

@@ -2,10 +2,14 @@
 //!
 //! Everything here runs on one task and nothing waits: `run` brings the events.
 
+mod account;
+mod attachments;
+mod retry;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::Instant as Clock;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -16,15 +20,12 @@ use crate::config::AgentConfig;
 use crate::facts::{Change, Fault, Kind, Update, VethChange};
 use crate::index::Index;
 use crate::kernel::{FlowWatch, Kernel};
-use crate::memory;
-use crate::observe::events::{Digest, Refused};
+use crate::observe::events::Digest;
 use crate::observe::http::Readiness;
-use crate::observe::metrics::{EndpointState, Metrics};
+use crate::observe::metrics::Metrics;
 use crate::observe::{self, Fill, refusal};
-
-/// After a failed change: the first pause, and the longest.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(5);
+use attachments::Attachments;
+use retry::Retry;
 
 /// Where the agent tells of itself.
 pub struct Signals {
@@ -42,8 +43,7 @@ pub struct Agent {
     index: Index,
     compiler: Compiler,
     signals: Signals,
-    /// Interfaces that have their programs.
-    attached: BTreeMap<u32, Arc<str>>,
+    attachments: Attachments,
     /// An earlier agent ran here: whatever is new to us is younger than enforcement on this node.
     succeeded: bool,
     /// Faults of objects, by object.
@@ -61,7 +61,13 @@ pub struct Agent {
     catalog_is_old: bool,
     /// A list was read since memory was last given back.
     listed: bool,
-    retry: Option<(Instant, Duration)>,
+    stuck: Option<Stuck>,
+}
+
+/// A change that cannot be written.
+struct Stuck {
+    retry: Retry,
+    error: String,
 }
 
 /// CLOCK_MONOTONIC, as the programs read it.
@@ -71,18 +77,21 @@ fn second() -> u32 {
 
 impl Agent {
     pub fn new(config: &AgentConfig, kernel: Kernel, signals: Signals) -> Self {
-        let mut compiler = Compiler::new(config.limits).start_above(Numbers::highest(kernel.tables()));
+        let mut compiler = Compiler::new(kernel.sizes().limits()).start_above(Numbers::highest(kernel.tables()));
         compiler.adopt(kernel.endpoints().values().copied());
+        let earlier_names =
+            if kernel.endpoints().is_empty() { None } else { observe::read_catalog(&config.pin_dir).ok() };
+        let earlier_names = earlier_names.unwrap_or_default();
         Self {
             node_name: config.node_name.clone(),
             pin_dir: config.pin_dir.clone(),
-            flows: FlowWatch::new(&config.pin_dir, config.sizes.flows),
+            flows: FlowWatch::new(&config.pin_dir, &kernel),
             succeeded: !kernel.endpoints().is_empty(),
             kernel,
             index: Index::new(&config.node_name),
             compiler,
             signals,
-            attached: BTreeMap::new(),
+            attachments: Attachments::default(),
             faults: BTreeMap::new(),
             relisted: BTreeMap::new(),
             compile_faults: Vec::new(),
@@ -90,16 +99,22 @@ impl Agent {
             node_known: false,
             synced: false,
             digest: Digest::default(),
-            catalog: Catalog::default(),
-            catalog_is_old: false,
+            catalog: earlier_names,
+            catalog_is_old: true,
             listed: false,
-            retry: None,
+            stuck: None,
         }
     }
 
-    /// When a failed change is to be tried again.
+    /// When something that failed is to be tried again.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.retry.map(|(at, _)| at)
+        let stuck = self.stuck.as_ref().map(|stuck| stuck.retry.at);
+        stuck.into_iter().chain(self.attachments.retry_at()).min()
+    }
+
+    /// No agent ran here before.
+    pub fn is_first(&self) -> bool {
+        !self.succeeded
     }
 
     pub fn has_new_catalog(&self) -> bool {
@@ -116,30 +131,61 @@ impl Agent {
                 if self.succeeded || !veth.older {
                     self.attach(veth.ifindex, veth.name.clone());
                 }
-            } else if let Some(name) = self.attached.remove(&change.ifindex)
+            } else if let Some(name) = self.attachments.forget(change.ifindex)
                 && let Err(error) = self.kernel.detach(change.ifindex, &name)
             {
                 tracing::warn!(interface = %name, error = format!("{error:#}"), "taking the programs off");
             }
             self.index.apply_veth(change);
         }
+        self.after_attaching();
     }
 
     fn attach(&mut self, ifindex: u32, name: Arc<str>) {
-        if self.attached.contains_key(&ifindex) {
-            return;
+        if !self.attachments.has(ifindex) {
+            let result = self.kernel.attach(ifindex, &name);
+            self.attachments.tried(ifindex, name, result);
         }
-        match self.kernel.attach(ifindex, &name) {
-            Ok(()) => {
-                tracing::debug!(interface = %name, ifindex, "programs attached");
-                self.attached.insert(ifindex, name);
+    }
+
+    /// Tries again what failed: programs that could not be attached, and then a change that could not be written.
+    pub fn retry(&mut self) {
+        let now = Instant::now();
+        if self.attachments.retry_at().is_some_and(|at| at <= now) {
+            for (ifindex, failed) in self.attachments.failed().clone() {
+                self.attach(ifindex, failed.name);
             }
-            Err(error) => {
-                // The interface may have gone already; if not, it is tried again with the next change.
-                tracing::warn!(interface = %name, error = format!("{error:#}"), "cannot attach the programs");
-                self.signals.metrics.apply_failed();
+            self.after_attaching();
+        }
+        if self.stuck.as_ref().is_some_and(|stuck| stuck.retry.at <= now) {
+            self.settle();
+        }
+    }
+
+    /// Puts programs back that somebody took off an interface.
+    pub fn verify_attached(&mut self) {
+        for (ifindex, name) in self.attachments.all() {
+            match self.kernel.is_attached(ifindex, &name) {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!(interface = %name, "somebody took a program off the interface; attached again");
+                    let result = self.kernel.attach(ifindex, &name);
+                    self.attachments.tried(ifindex, name, result);
+                }
+                // Most likely the interface is about to go.
+                Err(error) => {
+                    tracing::debug!(interface = %name, error = format!("{error:#}"), "looking at the programs")
+                }
             }
         }
+        self.after_attaching();
+    }
+
+    fn after_attaching(&mut self) {
+        self.attachments.schedule(Instant::now());
+        self.tell_faults();
+        self.tell_readiness();
+        self.catalog_is_old = true;
     }
 
     pub fn take_updates(&mut self, updates: Vec<Update>) {
@@ -198,7 +244,7 @@ impl Agent {
         let started = Clock::now();
         let compiled = self.compiler.update(&mut self.index, second());
         // After a failure, and at first, the difference to what is there counts, not the last step alone.
-        let delta = if first || self.retry.is_some() {
+        let delta = if first || self.stuck.is_some() {
             self.kernel.tables().delta_to(self.compiler.tables())
         } else {
             compiled.delta
@@ -206,7 +252,7 @@ impl Agent {
         self.compile_faults = compiled.faults;
         match self.kernel.apply(&delta) {
             Ok(applied) => {
-                self.retry = None;
+                self.stuck = None;
                 if applied.writes != 0 {
                     self.signals.metrics.applied(applied.epoch, started.elapsed());
                     tracing::debug!(
@@ -218,32 +264,34 @@ impl Agent {
                 }
             }
             Err(error) => {
-                let pause = self.retry.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_LAST));
-                self.retry = Some((Instant::now() + pause, pause));
+                let retry = Retry::after(self.stuck.take().map(|stuck| stuck.retry), Instant::now());
+                let error = format!("{error:#}");
                 self.signals.metrics.apply_failed();
                 tracing::error!(
-                    error = format!("{error:#}"),
-                    retry_ms = pause.as_millis(),
+                    error,
+                    retry_ms = retry.pause.as_millis(),
                     "cannot write a change; what was in force stays"
                 );
+                self.stuck = Some(Stuck { retry, error });
             }
         }
         self.attach_all();
-        if first && self.retry.is_none() {
+        if first && self.stuck.is_none() {
             self.first_sync();
         }
-        self.tell_faults();
+        self.after_attaching();
         self.signals.fill.set(self.kernel.tables());
-        self.catalog_is_old = true;
     }
 
-    /// Programs of interfaces that are not attached yet; at the first time those that are older than the agent, whose tables are in
+    /// Programs of interfaces that were not tried yet; at the first time those that are older than the agent, whose tables are in
     /// place now.
     fn attach_all(&mut self) {
         let missing: Vec<(u32, Arc<str>)> = self
             .index
             .veths()
-            .filter(|veth| !self.attached.contains_key(&veth.ifindex))
+            .filter(|veth| {
+                !self.attachments.has(veth.ifindex) && !self.attachments.failed().contains_key(&veth.ifindex)
+            })
             .map(|veth| (veth.ifindex, veth.name.clone()))
             .collect();
         for (ifindex, name) in missing {
@@ -264,70 +312,12 @@ impl Agent {
             }
             Err(error) => tracing::warn!(error = format!("{error:#}"), "reading pinned links"),
         }
-        let _ = self.signals.ready.send(Readiness::Ready);
+        self.check_node_name();
         tracing::info!(
-            endpoints = self.attached.len(),
+            endpoints = self.attachments.len(),
             epoch = self.kernel.epoch(),
             "enforcing: the first complete list is in force"
         );
-    }
-
-    fn tell_faults(&mut self) {
-        let now: BTreeSet<Fault> = self.faults.values().flatten().chain(&self.compile_faults).cloned().collect();
-        for fault in now.difference(&self.told_faults) {
-            tracing::warn!(
-                kind = fault.kind.name(),
-                object = fault.object,
-                field = fault.field,
-                "cannot be enforced as written: {}",
-                fault.message
-            );
-        }
-        if now != self.told_faults {
-            let counts = Kind::ALL.iter().map(|kind| (*kind, now.iter().filter(|fault| fault.kind == *kind).count()));
-            self.signals.metrics.set_faults(&counts.collect());
-            self.told_faults = now;
-        }
-    }
-
-    pub fn write_catalog(&mut self) {
-        if !self.catalog_is_old {
-            return;
-        }
-        self.catalog_is_old = false;
-        let faults: Vec<Fault> = self.faults.values().flatten().cloned().collect();
-        self.catalog = self.compiler.catalog(&self.index, &faults);
-        let mut counts: BTreeMap<EndpointState, usize> = EndpointState::ALL.iter().map(|state| (*state, 0)).collect();
-        for entry in &self.catalog.endpoints {
-            let state = if entry.closed.is_some() {
-                EndpointState::Closed
-            } else if entry.isolated_ingress || entry.isolated_egress {
-                EndpointState::Isolated
-            } else {
-                EndpointState::Open
-            };
-            *counts.entry(state).or_default() += 1;
-        }
-        self.signals.metrics.set_endpoints(&counts);
-        if let Err(error) = observe::write_catalog(&self.pin_dir, &self.catalog) {
-            tracing::warn!(error = format!("{error:#}"), "writing the catalog of names");
-        }
-        if std::mem::take(&mut self.listed) {
-            memory::give_back();
-        }
-    }
-
-    /// One line for each refused flow, with names on both ends.
-    pub fn tell_refused(&mut self, refused: &[Refused]) {
-        if refused.is_empty() {
-            return;
-        }
-        self.write_catalog();
-        for event in refused {
-            if let Some(more) = self.digest.tell(*event, Clock::now()) {
-                refusal::tell(event, more, &self.index, &self.catalog);
-            }
-        }
     }
 
     /// Keeps the flow table's fill and the programs' notion of pressure.

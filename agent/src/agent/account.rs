@@ -1,0 +1,172 @@
+//! What the agent tells of itself: readiness, faults, the catalog, and how each endpoint stands. Told is what the kernel enforces, which is
+//! not what is wanted where a change cannot be written or a program not be attached.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant as Clock;
+
+use palisade_common::layout::endpoint_flag;
+
+use super::{Agent, refusal};
+use crate::compile::{Catalog, EndpointEntry};
+use crate::facts::{Fault, Kind, Veth};
+use crate::memory;
+use crate::observe;
+use crate::observe::events::Refused;
+use crate::observe::http::Readiness;
+use crate::observe::metrics::EndpointState;
+
+impl Agent {
+    pub(super) fn tell_readiness(&self) {
+        let now = if let Some(stuck) = &self.stuck {
+            Readiness::NotYet(format!("a change cannot be written: {}", stuck.error))
+        } else if !self.synced {
+            Readiness::NotYet("no complete list of objects yet".to_owned())
+        } else if let Some(failed) = self.attachments.failed().values().next() {
+            let count = self.attachments.failed().len();
+            Readiness::NotYet(format!("the programs are not attached to {count} interfaces: {}", failed.error))
+        } else {
+            Readiness::Ready
+        };
+        self.signals.ready.send_if_modified(|told| {
+            let changed = *told != now;
+            *told = now;
+            changed
+        });
+    }
+
+    /// What is wrong with the node and not with an object.
+    fn own_faults(&self) -> impl Iterator<Item = Fault> {
+        let fault =
+            |message: String| Fault { kind: Kind::Node, object: self.node_name.clone(), field: String::new(), message };
+        let stuck = self.stuck.iter().map(move |stuck| {
+            fault(format!("a change cannot be written to the kernel, what was in force before stays: {}", stuck.error))
+        });
+        let failed = self.attachments.failed().values();
+        stuck.chain(failed.map(move |failed| {
+            fault(format!("{} has not both of its programs, its pod is not enforced: {}", failed.name, failed.error))
+        }))
+    }
+
+    pub(super) fn tell_faults(&mut self) {
+        let objects = self.faults.values().flatten().chain(&self.compile_faults).cloned();
+        let now: BTreeSet<Fault> = objects.chain(self.own_faults()).collect();
+        for fault in now.difference(&self.told_faults) {
+            tracing::warn!(
+                kind = fault.kind.name(),
+                object = fault.object,
+                field = fault.field,
+                "cannot be enforced as written: {}",
+                fault.message
+            );
+        }
+        if now != self.told_faults {
+            let counts = Kind::ALL.iter().map(|kind| (*kind, now.iter().filter(|fault| fault.kind == *kind).count()));
+            self.signals.metrics.set_faults(&counts.collect());
+            self.told_faults = now;
+        }
+    }
+
+    pub fn write_catalog(&mut self) {
+        if !self.catalog_is_old {
+            return;
+        }
+        self.catalog_is_old = false;
+        let faults: Vec<Fault> = self.faults.values().flatten().cloned().chain(self.own_faults()).collect();
+        let mut catalog = self.compiler.catalog(&self.index, &faults);
+        let old = std::mem::take(&mut self.catalog);
+        if !self.synced || self.stuck.is_some() {
+            keep_names(&mut catalog, old);
+        }
+        let compiled: BTreeSet<u32> = catalog.endpoints.iter().map(|entry| entry.ifindex).collect();
+        let waiting = self.index.veths().filter(|veth| !compiled.contains(&veth.ifindex));
+        catalog.endpoints.extend(waiting.map(|veth| self.before_the_list(veth)));
+        for entry in &mut catalog.endpoints {
+            entry.not_attached = self.attachments.failed().get(&entry.ifindex).map(|failed| failed.error.clone());
+            if entry.not_attached.is_none() && !self.attachments.has(entry.ifindex) {
+                entry.not_attached = Some("older than the agent, waits for the first complete list".to_owned());
+            }
+        }
+        self.catalog = catalog;
+        let mut counts: BTreeMap<EndpointState, usize> = EndpointState::ALL.iter().map(|state| (*state, 0)).collect();
+        for entry in &self.catalog.endpoints {
+            *counts.entry(self.state(entry)).or_default() += 1;
+        }
+        self.signals.metrics.set_endpoints(&counts);
+        if let Err(error) = observe::write_catalog(&self.pin_dir, &self.catalog) {
+            tracing::warn!(error = format!("{error:#}"), "writing the catalog of names");
+        }
+        if std::mem::take(&mut self.listed) {
+            memory::give_back();
+        }
+    }
+
+    /// A veth that nothing was compiled for yet.
+    fn before_the_list(&self, veth: &Veth) -> EndpointEntry {
+        let record = self.kernel.endpoints().get(&veth.ifindex);
+        let closed = record.is_none().then(|| "no complete list of objects yet".to_owned());
+        let name = veth.pod.as_ref().map(|(name, _)| name);
+        EndpointEntry {
+            ifindex: veth.ifindex,
+            interface: veth.name.to_string(),
+            number: record.map(|record| record.number),
+            generation: record.map_or(0, |record| record.generation),
+            namespace: name.map(|name| name.namespace.to_string()),
+            pod: name.map(|name| name.name.to_string()),
+            addresses: veth.addresses.iter().map(|(address, _)| *address).collect(),
+            closed,
+            ..EndpointEntry::default()
+        }
+    }
+
+    /// As the kernel's record has it.
+    fn state(&self, entry: &EndpointEntry) -> EndpointState {
+        const ISOLATED: u32 = endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS;
+        if entry.not_attached.is_some() {
+            return EndpointState::NotAttached;
+        }
+        match self.kernel.endpoints().get(&entry.ifindex) {
+            None => EndpointState::Closed,
+            Some(record) if record.flags & endpoint_flag::CLOSED != 0 => EndpointState::Closed,
+            Some(record) if record.flags & ISOLATED != 0 => EndpointState::Isolated,
+            Some(_) => EndpointState::Open,
+        }
+    }
+
+    /// One line for each refused flow, with names on both ends.
+    pub fn tell_refused(&mut self, refused: &[Refused]) {
+        if refused.is_empty() {
+            return;
+        }
+        self.write_catalog();
+        for event in refused {
+            if let Some(more) = self.digest.tell(*event, Clock::now()) {
+                refusal::tell(event, more, &self.index, &self.catalog);
+            }
+        }
+    }
+
+    /// Nothing on this node is enforced if its name is not the one that pods say they are on.
+    pub(super) fn check_node_name(&self) {
+        let is_node = self.index.nodes().any(|node| *node.name == *self.node_name);
+        let has_pods = self.index.pods().any(|(_, pod)| pod.node.as_deref() == Some(&*self.node_name));
+        if !is_node && !has_pods {
+            tracing::warn!(
+                "no Node is named {:?} and no pod's spec.nodeName is: all pods of this node stay closed; is --node-name right?",
+                self.node_name
+            );
+        }
+    }
+}
+
+/// Numbers are never used again: names of those that the kernel's tables still hold stay true.
+fn keep_names(catalog: &mut Catalog, old: Catalog) {
+    for (id, entry) in old.rules {
+        catalog.rules.entry(id).or_insert(entry);
+    }
+    for (id, entry) in old.tables {
+        catalog.tables.entry(id).or_insert(entry);
+    }
+    for (id, entry) in old.classes {
+        catalog.classes.entry(id).or_insert(entry);
+    }
+}
