@@ -1,21 +1,22 @@
 //! The kernel's answers to `common`'s questions: bytes of an skb, look-ups in maps.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
-use core::mem::{size_of, size_of_val};
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY, bpf_sock_tuple};
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
-use palisade_common::decide::{Answer, FlowEntry, Meeting, Question, Ruling, Tables, take_midstream};
+use palisade_common::decide::{Answer, Meeting, Question, Ruling, Tables, take_midstream};
 use palisade_common::layout::{
-    Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX, PortKey,
-    RuleKey, RuleValue, Versioned,
+    Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, PORT_PREFIX_MAX, PortKey, RuleKey,
+    RuleValue, Versioned,
 };
 use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
 use palisade_common::{Hook, Reason};
 
+use crate::flow_pointer::FlowPointer;
+use crate::sockets::{NO_SOCKET, TCP, UDP, socket_state};
 use crate::{maps, parts};
 
 /// The bytes of an skb.
@@ -288,132 +289,3 @@ impl Tables for Maps<'_> {
         }
     }
 }
-
-const TCP: u8 = protocol::TCP;
-const UDP: u8 = protocol::UDP;
-
-/// No socket has this state.
-const NO_SOCKET: u32 = 0;
-
-/// The state of the pod's socket for a packet, or [`NO_SOCKET`]. Of TCP, that of one that listens: an established one would be found
-/// first, so the other end is none. A function of its own for the stack's sake.
-#[inline(never)]
-fn socket_state<const PROTOCOL: u8>(ctx: *mut __sk_buff, packet: &Packet, netns_id: i32, to_pod: bool) -> u32 {
-    let (source, destination) = ((&packet.source, packet.source_port), (&packet.destination, packet.destination_port));
-    let (local, mut remote) = if to_pod { (destination, source) } else { (source, destination) };
-    if PROTOCOL == TCP {
-        remote = (&Address::ZERO, 0);
-    }
-    // SAFETY: writing a union's fields, all of those that the helper reads; which of the two it is it is told by the size. Sockets
-    // are reference counted: what the look-up returns is released on the only path that has it.
-    unsafe {
-        let mut tuple = core::mem::MaybeUninit::<bpf_sock_tuple>::uninit();
-        let fields = tuple.as_mut_ptr();
-        let size = if packet.family == V4 {
-            let fields = &raw mut (*fields).__bindgen_anon_1.ipv4;
-            (*fields).saddr = remote.0.v4_word();
-            (*fields).daddr = local.0.v4_word();
-            (*fields).sport = remote.1.to_be();
-            (*fields).dport = local.1.to_be();
-            size_of_val(&*fields)
-        } else {
-            let fields = &raw mut (*fields).__bindgen_anon_1.ipv6;
-            (*fields).saddr = remote.0.words;
-            (*fields).daddr = local.0.words;
-            (*fields).sport = remote.1.to_be();
-            (*fields).dport = local.1.to_be();
-            size_of_val(&*fields)
-        };
-        let (ctx, tuple, netns) = (ctx.cast(), tuple.as_mut_ptr(), u64::from(netns_id as u32));
-        let socket = match PROTOCOL {
-            TCP => bpf_sk_lookup_tcp(ctx, tuple, size as u32, netns, 0),
-            _ => bpf_sk_lookup_udp(ctx, tuple, size as u32, netns, 0),
-        };
-        if socket.is_null() {
-            return NO_SOCKET;
-        }
-        let state = (*socket).state;
-        bpf_sk_release(socket.cast());
-        state
-    }
-}
-
-/// A pointer into FLOWS.
-pub struct FlowPointer(*mut FlowValue);
-
-impl FlowEntry for FlowPointer {
-    #[inline(always)]
-    fn value(&self) -> FlowValue {
-        // SAFETY: elements of an LRU map are never unmapped; one that is evicted meanwhile holds another flow's value, see FlowEntry.
-        unsafe { *self.0 }
-    }
-
-    #[inline(always)]
-    fn judged(&self, opener: usize, role: usize) -> Judgement {
-        // SAFETY: as above; four constant places rather than a computed one, so that the verifier sees each.
-        unsafe {
-            match (opener, role) {
-                (0, 0) => (*self.0).judged[0][0],
-                (0, _) => (*self.0).judged[0][1],
-                (_, 0) => (*self.0).judged[1][0],
-                (_, _) => (*self.0).judged[1][1],
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn flags(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).flags }
-    }
-
-    #[inline(always)]
-    fn seen(&self) -> u64 {
-        // SAFETY: as above.
-        unsafe { (*self.0).seen }
-    }
-
-    #[inline(always)]
-    fn fin_next(&self, sender: usize) -> u32 {
-        // SAFETY: as above.
-        unsafe { if sender == 0 { (*self.0).fin_next[0] } else { (*self.0).fin_next[1] } }
-    }
-
-    #[inline(always)]
-    fn revoked(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).revoked }
-    }
-
-    #[inline(always)]
-    fn set_revoked(&self, revoked: u32) {
-        // SAFETY: as above; of another flow it only tells when that was cut, should it ever be.
-        unsafe { (*self.0).revoked = revoked }
-    }
-
-    #[inline(always)]
-    fn set_seen(&self, seen: u64) {
-        // SAFETY: as above; admits nothing by itself.
-        unsafe { (*self.0).seen = seen }
-    }
-
-    #[inline(always)]
-    fn set_flags(&self, flags: u32) {
-        // SAFETY: as above.
-        unsafe { (*self.0).flags = flags }
-    }
-
-    #[inline(always)]
-    fn set_fin_next(&self, sender: usize, next: u32) {
-        // SAFETY: as above.
-        unsafe {
-            if sender == 0 {
-                (*self.0).fin_next[0] = next;
-            } else {
-                (*self.0).fin_next[1] = next;
-            }
-        }
-    }
-}
-
-const _: () = assert!(size_of::<FlowPointer>() == size_of::<usize>());

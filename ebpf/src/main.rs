@@ -8,10 +8,12 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "atomic add on a map value, see lookup.rs")]
 
+mod flow_pointer;
 mod lookup;
 mod maps;
 mod parts;
 mod report;
+mod sockets;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;

@@ -5,6 +5,7 @@
 
 pub mod cidr;
 pub mod cluster;
+mod connectionless;
 pub mod flow;
 pub mod guard;
 mod meaning;

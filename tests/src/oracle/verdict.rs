@@ -170,7 +170,7 @@ impl Oracle {
     }
 
     /// The flow to write to; a lapsed one is another's from now on.
-    fn flow_entry(&mut self, scene: &Scene, passage: &Passage) -> &mut Flow {
+    pub(super) fn flow_entry(&mut self, scene: &Scene, passage: &Passage) -> &mut Flow {
         if self.flow(scene, passage).is_none() {
             self.flows.retain(|flow| flow.tuple != passage.tuple);
             self.flows.push(Flow::new(passage.tuple.clone()));
@@ -202,7 +202,7 @@ impl Oracle {
     }
 
     /// Keeps time, and how far TCP is closed, of a packet that passes.
-    fn note(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) {
+    pub(super) fn note(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) {
         let time = scene.time;
         let certain = scene.hook == Hook::FromPod && !scene.trusted;
         let flow = self.flow_entry(scene, passage);
@@ -294,79 +294,14 @@ impl Oracle {
         self.own_direction(scene, packet, &passage, &[Reason::Allowed])
     }
 
-    /// A packet of a known flow of a protocol that either end may open at any time: an answer if it can be one, else an opening of
-    /// its own. What the sender's own pod let out as an opening is no answer at the receiver's; and while the flow that it could
-    /// answer was cut a moment ago, it opens nothing.
-    fn judge_connectionless(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) -> Opinion {
-        let (sender, receiver) = (passage.sender, passage.receiver());
-        let flow = self.flow(scene, passage).expect("it is known").clone();
-        let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
-        let forward_kept = self.kept(scene, &flow, sender, scene.direction());
-        let reply_kept = self.kept(scene, &flow, receiver, scene.opposite());
-        let own = flow.admitted_at(sender, Direction::Egress);
-        let answered = flow.admitted_at(receiver, Direction::Ingress) == Some(self.epoch);
-        let apart = scene.hook == Hook::ToPod && !answered;
-        if apart && own.is_some_and(|epoch| epoch != self.epoch) && flow.opened[receiver] {
-            // Whether a change reached that judgement is the judge's business: the verdict counts where both ways give the same.
-            let (reply, own) = (self.ask(scene, tuple_of(packet), true), self.ask(scene, tuple_of(packet), false));
-            return match (reply, own) {
-                (Answer::Admitted, Answer::Admitted) => {
-                    self.admit(scene, passage, receiver, scene.opposite());
-                    self.note(scene, packet, passage);
-                    Opinion::of([Reason::Reply, Reason::Established, Reason::Allowed])
-                }
-                (Answer::Refused, Answer::Refused) if !reply_kept && !forward_kept => {
-                    Opinion::of([Reason::Revoked, Reason::NoRule])
-                }
-                (Answer::Admitted | Answer::Refused, Answer::Admitted | Answer::Refused) => self.undecided(passage),
-            };
-        }
-        let ours = Admission { opener: sender, direction: scene.direction(), endpoint: scene.identity.clone() };
-        if flow.admissions.get(&ours) == Some(&self.epoch) {
-            self.note(scene, packet, passage);
-            let reasons = [Reason::Established, Reason::Reply, Reason::Allowed];
-            return Opinion::of(reasons.into_iter().chain(forward_kept.then_some(Reason::Kept)));
-        }
-        let mut cut = false;
-        if flow.opened[receiver] && !(apart && own.is_some()) {
-            let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
-            match answer {
-                Answer::Refused if !reply_kept => cut = self.admitted(scene, &flow, receiver, scene.opposite()),
-                Answer::Admitted | Answer::Refused => {
-                    if !from_node {
-                        self.admit(scene, passage, receiver, scene.opposite());
-                    }
-                    self.note(scene, packet, passage);
-                    let mut reasons = vec![Reason::Reply];
-                    reasons.extend((reply_kept || forward_kept).then_some(Reason::Kept));
-                    // Both ends may have opened it, and then it is its own as well.
-                    reasons.extend(flow.opened[sender].then_some(Reason::Established));
-                    return Opinion::of(reasons);
-                }
-            }
-        }
-        let known = self.admitted(scene, &flow, sender, scene.direction());
-        if cut && !known {
-            let second = scene.time / 1_000_000_000;
-            if !self.flow_entry(scene, passage).cut(receiver, scene.opposite(), second) {
-                return Opinion::of([Reason::Revoked, Reason::NoRule]);
-            }
-        }
-        if forward_kept {
-            self.admit(scene, passage, sender, scene.direction());
-            self.note(scene, packet, passage);
-            return Opinion::of([Reason::Kept, Reason::Established]);
-        }
-        self.own_direction(scene, packet, passage, &[Reason::Allowed, Reason::Established])
-    }
-
-    /// The endpoint's policies admitted this once.
-    fn admitted(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
-        flow.admissions.contains_key(&Admission { opener, direction, endpoint: scene.identity.clone() })
-    }
-
     /// Judged as an opening of its own, whatever is known.
-    fn own_direction(&mut self, scene: &Scene, packet: &Packet, passage: &Passage, reasons: &[Reason]) -> Opinion {
+    pub(super) fn own_direction(
+        &mut self,
+        scene: &Scene,
+        packet: &Packet,
+        passage: &Passage,
+        reasons: &[Reason],
+    ) -> Opinion {
         match self.ask(scene, tuple_of(packet), false) {
             Answer::Refused => Opinion::of([Reason::NoRule, Reason::Revoked]),
             Answer::Admitted => {
@@ -377,14 +312,14 @@ impl Oracle {
         }
     }
 
-    fn admit(&mut self, scene: &Scene, passage: &Passage, opener: usize, direction: Direction) {
+    pub(super) fn admit(&mut self, scene: &Scene, passage: &Passage, opener: usize, direction: Direction) {
         let admission = Admission { opener, direction, endpoint: scene.identity.clone() };
         let epoch = self.epoch;
         self.flow_entry(scene, passage).admit(admission, epoch);
     }
 
     /// From now on every verdict about this flow may be either.
-    fn undecided(&mut self, passage: &Passage) -> Opinion {
+    pub(super) fn undecided(&mut self, passage: &Passage) -> Opinion {
         self.undecided.insert(passage.tuple.clone());
         Opinion::either()
     }

@@ -1,0 +1,83 @@
+//! Flows of protocols without connections, which either end may open at any time.
+
+use palisade_common::{Hook, Reason};
+
+use super::flow::{Admission, Flow, Passage};
+use super::meaning::tuple_of;
+use super::packet::Packet;
+use super::policy::Direction;
+use super::verdict::{Answer, Scene};
+use super::{Opinion, Oracle};
+
+impl Oracle {
+    /// A packet of a known flow of a protocol that either end may open at any time: an answer if it can be one, else an opening of
+    /// its own. What the sender's own pod let out as an opening is no answer at the receiver's; and while the flow that it could
+    /// answer was cut a moment ago, it opens nothing.
+    pub(super) fn judge_connectionless(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) -> Opinion {
+        let (sender, receiver) = (passage.sender, passage.receiver());
+        let flow = self.flow(scene, passage).expect("it is known").clone();
+        let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
+        let forward_kept = self.kept(scene, &flow, sender, scene.direction());
+        let reply_kept = self.kept(scene, &flow, receiver, scene.opposite());
+        let own = flow.admitted_at(sender, Direction::Egress);
+        let answered = flow.admitted_at(receiver, Direction::Ingress) == Some(self.epoch);
+        let apart = scene.hook == Hook::ToPod && !answered;
+        if apart && own.is_some_and(|epoch| epoch != self.epoch) && flow.opened[receiver] {
+            // Whether a change reached that judgement is the judge's business: the verdict counts where both ways give the same.
+            let (reply, own) = (self.ask(scene, tuple_of(packet), true), self.ask(scene, tuple_of(packet), false));
+            return match (reply, own) {
+                (Answer::Admitted, Answer::Admitted) => {
+                    self.admit(scene, passage, receiver, scene.opposite());
+                    self.note(scene, packet, passage);
+                    Opinion::of([Reason::Reply, Reason::Established, Reason::Allowed])
+                }
+                (Answer::Refused, Answer::Refused) if !reply_kept && !forward_kept => {
+                    Opinion::of([Reason::Revoked, Reason::NoRule])
+                }
+                (Answer::Admitted | Answer::Refused, Answer::Admitted | Answer::Refused) => self.undecided(passage),
+            };
+        }
+        let ours = Admission { opener: sender, direction: scene.direction(), endpoint: scene.identity.clone() };
+        if flow.admissions.get(&ours) == Some(&self.epoch) {
+            self.note(scene, packet, passage);
+            let reasons = [Reason::Established, Reason::Reply, Reason::Allowed];
+            return Opinion::of(reasons.into_iter().chain(forward_kept.then_some(Reason::Kept)));
+        }
+        let mut cut = false;
+        if flow.opened[receiver] && !(apart && own.is_some()) {
+            let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
+            match answer {
+                Answer::Refused if !reply_kept => cut = self.admitted(scene, &flow, receiver, scene.opposite()),
+                Answer::Admitted | Answer::Refused => {
+                    if !from_node {
+                        self.admit(scene, passage, receiver, scene.opposite());
+                    }
+                    self.note(scene, packet, passage);
+                    let mut reasons = vec![Reason::Reply];
+                    reasons.extend((reply_kept || forward_kept).then_some(Reason::Kept));
+                    // Both ends may have opened it, and then it is its own as well.
+                    reasons.extend(flow.opened[sender].then_some(Reason::Established));
+                    return Opinion::of(reasons);
+                }
+            }
+        }
+        let known = self.admitted(scene, &flow, sender, scene.direction());
+        if cut && !known {
+            let second = scene.time / 1_000_000_000;
+            if !self.flow_entry(scene, passage).cut(receiver, scene.opposite(), second) {
+                return Opinion::of([Reason::Revoked, Reason::NoRule]);
+            }
+        }
+        if forward_kept {
+            self.admit(scene, passage, sender, scene.direction());
+            self.note(scene, packet, passage);
+            return Opinion::of([Reason::Kept, Reason::Established]);
+        }
+        self.own_direction(scene, packet, passage, &[Reason::Allowed, Reason::Established])
+    }
+
+    /// The endpoint's policies admitted this once.
+    fn admitted(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
+        flow.admissions.contains_key(&Admission { opener, direction, endpoint: scene.identity.clone() })
+    }
+}
