@@ -73,8 +73,11 @@ pub fn quoted(frame: &[u8], error: &Packet) -> Reading {
         _ => reading.v6(frame, start, Lengths::Quoted),
     }
     let packet = &mut reading.packet;
-    // A later fragment quotes no ports.
-    if !packet.has(is::IP) || packet.traits & (is::MALFORMED | is::FRAGMENT_LATER) != 0 {
+    // A later fragment quotes no ports, and what lies behind the error's own end is padding, options included.
+    if !packet.has(is::IP)
+        || packet.traits & (is::MALFORMED | is::FRAGMENT_LATER) != 0
+        || packet.transport > error.end
+    {
         return reading.malformed();
     }
     let upper = frame[..error.end as usize].get(packet.transport as usize..).unwrap_or_default();
