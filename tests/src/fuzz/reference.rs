@@ -74,9 +74,7 @@ pub fn quoted(frame: &[u8], error: &Packet) -> Reading {
     }
     let packet = &mut reading.packet;
     // A later fragment quotes no ports, and what lies behind the error's own end is padding, options included.
-    if !packet.has(is::IP)
-        || packet.traits & (is::MALFORMED | is::FRAGMENT_LATER) != 0
-        || packet.transport > error.end
+    if !packet.has(is::IP) || packet.traits & (is::MALFORMED | is::FRAGMENT_LATER) != 0 || packet.transport > error.end
     {
         return reading.malformed();
     }
