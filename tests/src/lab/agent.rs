@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use palisade::observe::state_dir;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Lab, Node, programs};
@@ -68,6 +69,7 @@ impl Agent {
             Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
         };
         command.args(["--node-name", &node.name]).arg("--pin-dir").arg(&node.pin_dir);
+        lab.guard().folder(&state_dir(&node.pin_dir));
         command.arg("--cni-cache-dir").arg(node.cni_cache());
         command.args(["--metrics-addr", &Self::METRICS.to_string()]).args(&options.extra);
         if let Some(level) = &options.log_level {

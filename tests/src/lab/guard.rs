@@ -53,6 +53,11 @@ impl Guard {
         self.tell(&format!("mount {}", path.display()));
     }
 
+    /// A folder, with all that is in it.
+    pub fn folder(&self, path: &Path) {
+        self.tell(&format!("folder {}", path.display()));
+    }
+
     /// The leader of a process group, and so whatever it starts.
     pub fn process(&self, pid: u32) {
         if let Some(start) = start_time(pid) {

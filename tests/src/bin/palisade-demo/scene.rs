@@ -129,18 +129,17 @@ impl Scene {
         Ok(())
     }
 
-    /// When the last datagram was sent that got through although the last policy forbids it: they are sent without pause,
-    /// before the policies are written and until none has been answered for a while.
-    pub fn last_answer(&self, write: impl FnOnce() -> Result<()>) -> Result<Option<Duration>> {
-        // A pair that neither policy lets talk in the other direction either: else an answer on its way may open it anew.
+    /// How long after the policies are written the last datagram was sent that got through although they forbid it: they are
+    /// sent without pause, before that and until none has been answered for a while.
+    pub fn last_answer(&self, write: impl FnOnce() -> Result<()>) -> Result<Duration> {
         let (web, prometheus) = (&self.pods[0], &self.pods[3]);
         let to = SocketAddr::new(web.ipv4(), web.ports[0].2);
         let stream = probe::Datagrams::start(&prometheus.netns, to)?;
         write()?;
         let written = Instant::now();
-        Ok(stream
-            .last_answered(Duration::from_millis(300), Duration::from_secs(10))?
-            .map(|sent| sent.saturating_duration_since(written)))
+        let last = stream.last_answered(Duration::from_millis(300), Duration::from_secs(10))?;
+        // None: the first was answered, and none since.
+        Ok(last.map_or(Duration::ZERO, |sent| sent.saturating_duration_since(written)))
     }
 
     /// Who asks, in the table's order.
