@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use palisade_common::layout::Event;
-use palisade_common::parse::V4;
+use palisade_common::parse::{V4, V6};
 use palisade_common::{Hook, Reason};
 use tokio::io::unix::AsyncFd;
 
@@ -26,11 +26,12 @@ pub struct Refused {
     pub ifindex: u32,
     pub hook: Hook,
     pub reason: Reason,
-    pub source: IpAddr,
-    pub destination: IpAddr,
+    /// `None`, as `destination` and `protocol`: it was refused for something below IP.
+    pub source: Option<IpAddr>,
+    pub destination: Option<IpAddr>,
     pub source_port: u16,
     pub destination_port: u16,
-    pub protocol: u8,
+    pub protocol: Option<u8>,
 }
 
 impl Refused {
@@ -43,10 +44,10 @@ impl Refused {
         let half = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().expect("two bytes"));
         let address = |at: usize, family: u8| {
             let octets: [u8; 16] = bytes[at..at + 16].try_into().expect("sixteen bytes");
-            if family == V4 {
-                IpAddr::V4(Ipv4Addr::new(octets[12], octets[13], octets[14], octets[15]))
-            } else {
-                IpAddr::V6(Ipv6Addr::from(octets))
+            match family {
+                V4 => Some(IpAddr::V4(Ipv4Addr::new(octets[12], octets[13], octets[14], octets[15]))),
+                V6 => Some(IpAddr::V6(Ipv6Addr::from(octets))),
+                _ => None,
             }
         };
         let (protocol, family, hook, reason) = (bytes[52], bytes[53], bytes[54], bytes[55]);
@@ -58,12 +59,12 @@ impl Refused {
             destination: address(32, family),
             source_port: half(48),
             destination_port: half(50),
-            protocol,
+            protocol: matches!(family, V4 | V6).then_some(protocol),
         })
     }
 
     /// The end that is not the pod.
-    pub fn peer(&self) -> IpAddr {
+    pub fn peer(&self) -> Option<IpAddr> {
         match self.hook {
             Hook::FromPod => self.destination,
             Hook::ToPod => self.source,
@@ -171,12 +172,23 @@ mod tests {
             ifindex: 3,
             hook: Hook::ToPod,
             reason: Reason::NoRule,
-            source: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)),
-            destination: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)),
+            source: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))),
+            destination: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2))),
             source_port: port,
             destination_port: 80,
-            protocol: 6,
+            protocol: Some(6),
         }
+    }
+
+    #[test]
+    fn what_is_below_ip_has_no_addresses_and_no_protocol() {
+        let mut bytes = [0; size_of::<Event>()];
+        bytes[55] = Reason::SpoofedMac as u8;
+        let arp = Refused::decode(&bytes).expect("an event");
+        assert_eq!((arp.source, arp.destination, arp.protocol), (None, None, None));
+        bytes[52..54].copy_from_slice(&[6, V6]);
+        let ip = Refused::decode(&bytes).expect("an event");
+        assert_eq!((ip.source, ip.protocol), (Some(Ipv6Addr::UNSPECIFIED.into()), Some(6)));
     }
 
     #[test]

@@ -5,16 +5,13 @@ use std::net::IpAddr;
 use palisade_common::Hook;
 
 use super::events::{Refused, protocol_name};
-use crate::compile::Catalog;
+use crate::compile::{Catalog, EndpointEntry};
 use crate::index::Index;
 
 /// Tells of one refusal; `more`: as many of the same were not told before.
 pub fn tell(refused: &Refused, more: u64, index: &Index, catalog: &Catalog) {
     let entry = catalog.endpoints.iter().find(|entry| entry.ifindex == refused.ifindex);
-    let pod = match entry.and_then(|entry| Some((entry.namespace.as_ref()?, entry.pod.as_ref()?))) {
-        Some((namespace, pod)) => format!("{namespace}/{pod}"),
-        None => format!("interface {}", refused.ifindex),
-    };
+    let pod = entry.map_or_else(|| format!("interface {}", refused.ifindex), pod_name);
     let policies = entry.map_or(String::new(), |entry| match refused.hook {
         Hook::FromPod => entry.egress_policies.join(","),
         Hook::ToPod => entry.ingress_policies.join(","),
@@ -22,16 +19,24 @@ pub fn tell(refused: &Refused, more: u64, index: &Index, catalog: &Catalog) {
     tracing::info!(
         pod,
         direction = refused.hook.name(),
-        peer = peer_name(refused.peer(), index),
-        protocol = protocol_name(refused.protocol),
-        source = end(refused.source, refused.source_port),
-        destination = end(refused.destination, refused.destination_port),
+        peer = refused.peer().map(|address| peer_name(address, index)),
+        protocol = refused.protocol.map(protocol_name),
+        source = refused.source.map(|address| end(address, refused.source_port)),
+        destination = refused.destination.map(|address| end(address, refused.destination_port)),
         reason = refused.reason.name(),
         isolated_by = policies,
         more,
         "refused: {}",
         refused.reason.text()
     );
+}
+
+/// A veth of which no pod is known is told by its own name.
+fn pod_name(entry: &EndpointEntry) -> String {
+    match (&entry.namespace, &entry.pod) {
+        (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
+        _ => format!("interface {}", entry.interface),
+    }
 }
 
 fn peer_name(address: IpAddr, index: &Index) -> String {
@@ -45,5 +50,18 @@ fn end(address: IpAddr, port: u16) -> String {
         (address, 0) => address.to_string(),
         (IpAddr::V4(address), port) => format!("{address}:{port}"),
         (IpAddr::V6(address), port) => format!("[{address}]:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_without_a_pod_is_told_by_its_name() {
+        let veth = EndpointEntry { ifindex: 7, interface: "veth7".to_owned(), ..EndpointEntry::default() };
+        assert_eq!(pod_name(&veth), "interface veth7");
+        let (namespace, pod) = (Some("shop".to_owned()), Some("web".to_owned()));
+        assert_eq!(pod_name(&EndpointEntry { namespace, pod, ..veth }), "shop/web");
     }
 }
