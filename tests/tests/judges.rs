@@ -99,13 +99,16 @@ fn variants_over_compiled_tables() {
 
 #[test]
 fn random_cases_over_compiled_tables() {
-    let outcome = random_flows(1, 50_000, &compiled);
+    every_reason(&random_flows(1, 50_000, &compiled), "compiled");
+}
+
+fn every_reason(outcome: &Outcome, judge: &str) {
     // What only time, other CPUs or a full table can bring about.
     let rare = BTreeSet::from([Reason::Unsettled, Reason::Unremembered]);
-    let given = &outcome.given["compiled"];
+    let given = &outcome.given[judge];
     let missing: Vec<&Reason> =
         Reason::ALL.iter().filter(|reason| !rare.contains(reason) && !given.contains_key(reason)).collect();
-    assert!(missing.is_empty(), "no packet was judged {missing:?}");
+    assert!(missing.is_empty(), "no packet was judged {missing:?} by {judge}");
 }
 
 #[cfg(feature = "live")]
@@ -125,6 +128,8 @@ mod live {
         };
         let outcome = play(written(), &both);
         println!("{} packets of written cases", outcome.packets);
-        random_flows(1_000_000, 5_000, &both);
+        let outcome = play(variants(), &both);
+        println!("{} packets of their variants", outcome.packets);
+        every_reason(&random_flows(1_000_000, 50_000, &both), "loaded");
     }
 }

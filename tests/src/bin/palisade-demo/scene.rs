@@ -132,6 +132,7 @@ impl Scene {
     /// How long after the policies are written the last datagram was sent that got through although they forbid it: they are
     /// sent without pause, before that and until none has been answered for a while.
     pub fn last_answer(&self, write: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        // A pair of which neither may open a flow to the other.
         let (web, prometheus) = (&self.pods[0], &self.pods[3]);
         let to = SocketAddr::new(web.ipv4(), web.ports[0].2);
         let stream = probe::Datagrams::start(&prometheus.netns, to)?;
