@@ -169,13 +169,17 @@ fn what_does_not_fit_is_closed_and_named() {
 
 #[cfg(feature = "live")]
 mod live {
+    use std::collections::BTreeMap;
+
     use ipnet::IpNet;
     use palisade::kernel::{AttachMode, FlowWatch, Kernel, PinDir, Settings, Sizes};
     use palisade::tables::Tables;
     use palisade::tables::adopted::Found;
     use palisade::tables::plan::Installed;
-    use palisade_common::layout::{Config, EndpointRecord, PortKey, PortValue, RuleKey, RuleValue, Versioned};
-    use palisade_tests::judges::bpffs;
+    use palisade_common::layout::{
+        Address, Config, EndpointRecord, FlowKey, FlowValue, PortKey, PortValue, RuleKey, RuleValue, Versioned,
+    };
+    use palisade_tests::judges::{Memory, bpffs};
 
     /// Entries of every table.
     const SIZE: u32 = 8;
@@ -326,6 +330,24 @@ mod live {
         assert_eq!(pressure(&next), (7, 1 << 60));
         FlowWatch::new(&folder, &next).look(next.maps()).expect("the maps can be read");
         assert_eq!(pressure(&next), (7, 1 << 60), "before the first count");
+    }
+
+    /// More than the kernel gives in one call.
+    #[test]
+    fn every_flow_is_read_once_and_as_it_is() {
+        let folder = bpffs("limits").expect("a bpffs can be mounted");
+        let folder = folder.path().join("maps");
+        let kernel = open(&folder);
+        let mut memory = Memory::open(&folder).expect("the maps are pinned");
+        let flows: BTreeMap<FlowKey, FlowValue> = (0..10_000)
+            .map(|n| {
+                (FlowKey { low: Address::v4(n), ..FlowKey::default() }, FlowValue { flags: n, ..FlowValue::default() })
+            })
+            .collect();
+        for (key, value) in &flows {
+            memory.put_flow(*key, *value).expect("there is room");
+        }
+        assert_eq!(kernel.maps().snapshot(true).expect("the maps can be read").flows, flows);
     }
 
     /// The next agent finds what was in force, whatever failed last.

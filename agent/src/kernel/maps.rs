@@ -16,6 +16,7 @@ use palisade_common::layout::{
     Versioned,
 };
 
+use super::batch::Entries;
 use super::config_cell::ConfigCell;
 use crate::tables::ByTable;
 use crate::tables::adopted::Found;
@@ -48,6 +49,7 @@ pub struct Maps {
     rules: Hash<RuleKey, RuleValue>,
     ports: Trie<PortKey, PortValue>,
     flows: Hash<FlowKey, FlowValue>,
+    all_flows: Entries<Plain<FlowKey>, Plain<FlowValue>>,
     counters: PerCpuArray<MapData, u64>,
     event_budget: PerCpuArray<MapData, [u32; 4]>,
 }
@@ -81,6 +83,9 @@ impl Maps {
         let config_map = map("CONFIG")?;
         let Map::Array(data) = &config_map else { bail!("CONFIG is not an array") };
         let config = ConfigCell::map(data.fd().as_fd())?;
+        let flows = map("FLOWS")?;
+        let Map::LruHashMap(data) = &flows else { bail!("FLOWS is not an LRU hash map") };
+        let all_flows = Entries::new(data).context("FLOWS")?;
         Ok(Self {
             config,
             config_map: config_map.try_into()?,
@@ -93,7 +98,8 @@ impl Maps {
             cidr_v6: map("CLASS_CIDR_V6")?.try_into()?,
             rules: map("RULES")?.try_into()?,
             ports: map("PORTS")?.try_into()?,
-            flows: map("FLOWS")?.try_into()?,
+            flows: flows.try_into()?,
+            all_flows,
             counters: map("COUNTERS")?.try_into()?,
             event_budget: map("EVENT_BUDGET")?.try_into()?,
         })
@@ -146,14 +152,13 @@ impl Maps {
         is_over: impl Fn(&FlowKey, &FlowValue) -> bool,
     ) -> anyhow::Result<(u64, Vec<FlowKey>)> {
         let (mut staying, mut over) = (0, Vec::new());
-        for entry in self.flows.iter() {
-            let (key, value) = entry?;
+        self.all_flows.for_each(|key, value| {
             if is_over(&key.0, &value.0) {
                 over.push(key.0);
             } else {
                 staying += 1;
             }
-        }
+        })?;
         Ok((staying, over))
     }
 
@@ -163,11 +168,17 @@ impl Maps {
 
     /// Reads everything; flows may be many.
     pub fn snapshot(&self, with_flows: bool) -> anyhow::Result<Snapshot> {
+        let mut flows = BTreeMap::new();
+        if with_flows {
+            self.all_flows.for_each(|key, value| {
+                flows.insert(key.0, value.0);
+            })?;
+        }
         Ok(Snapshot {
             config: self.config_map.get(&0, 0)?.0,
             flow_stats: self.flow_stats()?,
             found: self.found()?,
-            flows: if with_flows { entries(&self.flows)? } else { BTreeMap::new() },
+            flows,
             counters: self.counters()?,
         })
     }

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod attach;
+mod batch;
 mod config_cell;
 mod filters;
 mod flows;

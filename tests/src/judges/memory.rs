@@ -40,6 +40,10 @@ impl Memory {
         })
     }
 
+    pub fn put_flow(&mut self, key: FlowKey, value: FlowValue) -> anyhow::Result<()> {
+        Ok(self.flows.insert(Plain(key), Plain(value), 0)?)
+    }
+
     pub fn forget(&mut self) -> anyhow::Result<()> {
         empty(&mut self.flows)?;
         empty(&mut self.fragments)?;
