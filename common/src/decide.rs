@@ -38,13 +38,18 @@ pub const INGRESS: usize = 1;
 /// How often a packet is judged before it is given up because the tables keep changing.
 const ATTEMPTS: u32 = 2;
 
-/// Judges a frame, of which `packet` was parsed.
+/// Judges a frame. `parsed` parses it whole ([`parse::frame`]), which not every frame needs.
 #[inline(always)]
-pub fn decide<B: Bytes, T: Tables>(bytes: &B, packet: &Packet, tables: &T, meeting: Meeting) -> Ruling {
+pub fn decide<'p, B, T, P>(bytes: &B, parsed: P, tables: &T, meeting: Meeting) -> Ruling
+where
+    B: Bytes,
+    T: Tables,
+    P: Fn() -> &'p Packet,
+{
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let epoch = tables.epoch();
-        let ruling = judge(bytes, packet, tables, meeting, epoch);
+        let ruling = judge(bytes, &parsed, tables, meeting, epoch);
         if tables.epoch() == epoch {
             return ruling;
         }
@@ -54,7 +59,12 @@ pub fn decide<B: Bytes, T: Tables>(bytes: &B, packet: &Packet, tables: &T, meeti
 }
 
 #[inline(always)]
-fn judge<B: Bytes, T: Tables>(bytes: &B, packet: &Packet, tables: &T, meeting: Meeting, epoch: u32) -> Ruling {
+fn judge<'p, B, T, P>(bytes: &B, parsed: &P, tables: &T, meeting: Meeting, epoch: u32) -> Ruling
+where
+    B: Bytes,
+    T: Tables,
+    P: Fn() -> &'p Packet,
+{
     let record = match tables.hint(meeting.ifindex, epoch) {
         Some(index) => own_record(tables, meeting.ifindex, index),
         None => None,
@@ -64,8 +74,21 @@ fn judge<B: Bytes, T: Tables>(bytes: &B, packet: &Packet, tables: &T, meeting: M
     let record = record
         .or_else(|| record_of(tables, meeting.ifindex, epoch))
         .or_else(|| record_of(tables, meeting.ifindex, epoch));
-    let Some(record) = record else { return Ruling::of(without_endpoint(packet, meeting)) };
-    for_endpoint(bytes, packet, tables, meeting, (epoch, record))
+    let Some(record) = record else { return Ruling::of(without_endpoint(parsed(), meeting)) };
+    let restricted = endpoint_flag::CLOSED | endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS;
+    let open = record.flags & restricted == 0;
+    let plain = guard::is_plain(bytes, record, meeting.hook);
+    if plain && open {
+        return Ruling::of(Reason::NotIsolated);
+    }
+    let packet = parsed();
+    if !plain && let Some(ruling) = tables.admission(bytes, packet, record, meeting.hook) {
+        return ruling;
+    }
+    if open {
+        return Ruling::of(Reason::NotIsolated);
+    }
+    for_restricted(bytes, packet, tables, meeting, (epoch, record))
 }
 
 /// A function of its own, as it is seldom needed.
@@ -98,22 +121,15 @@ fn without_endpoint(packet: &Packet, meeting: Meeting) -> Reason {
     }
 }
 
+/// A packet of a closed endpoint or one that a policy isolates, which may be what it says.
 #[inline(always)]
-fn for_endpoint<B: Bytes, T: Tables>(
+fn for_restricted<B: Bytes, T: Tables>(
     bytes: &B,
     packet: &Packet,
     tables: &T,
     meeting: Meeting,
     (epoch, record): (u32, &EndpointRecord),
 ) -> Ruling {
-    let flags = record.flags;
-    if let Some(ruling) = tables.admission(bytes, packet, record, meeting.hook) {
-        return ruling;
-    }
-    let isolated = flags & (endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS);
-    if flags & endpoint_flag::CLOSED == 0 && isolated == 0 {
-        return Ruling::of(Reason::NotIsolated);
-    }
     if !packet.has(packet_trait::IP) {
         let malformed = packet.has(packet_trait::MALFORMED);
         return Ruling::of(if malformed { Reason::Malformed } else { Reason::UnknownProtocol });
@@ -126,7 +142,7 @@ fn for_endpoint<B: Bytes, T: Tables>(
         if from_node {
             return Ruling::of(Reason::Node);
         }
-        if flags & endpoint_flag::CLOSED != 0 {
+        if record.flags & endpoint_flag::CLOSED != 0 {
             return Ruling::of(Reason::Closed);
         }
         return tables.icmp_error(bytes, packet, record, epoch, meeting.hook);

@@ -20,6 +20,12 @@ pub trait Bytes {
     /// `N` words at `offset` (bytes), each as it lies in the packet; `None` past the end, and for an offset of [`HEADERS_MAX`] or more.
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
 
+    /// The first `N` words, if that is little trouble.
+    #[inline(always)]
+    fn first_words<const N: usize>(&self) -> Option<[u32; N]> {
+        self.words::<N>(0)
+    }
+
     /// The frame stands for several (GSO): it may be longer than its headers can say.
     fn is_gso(&self) -> bool;
 

@@ -56,6 +56,18 @@ impl Bytes for Skb<'_> {
         self.ctx.load::<[u32; N]>(offset as usize).ok()
     }
 
+    /// Of what is in one piece.
+    #[inline(always)]
+    fn first_words<const N: usize>(&self) -> Option<[u32; N]> {
+        let start = self.ctx.data() as *const u8;
+        if start.wrapping_add(N * 4) as usize <= self.ctx.data_end() {
+            // SAFETY: as above.
+            Some(unsafe { *start.cast::<[u32; N]>() })
+        } else {
+            None
+        }
+    }
+
     #[inline(always)]
     fn is_gso(&self) -> bool {
         // SAFETY: the context is the kernel's own and lives as long as the program runs.

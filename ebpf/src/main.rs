@@ -18,8 +18,8 @@ mod sockets;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use palisade_common::Hook;
 use palisade_common::decide::{Meeting, decide};
+use palisade_common::{Hook, Reason};
 
 use crate::lookup::{Maps, Skb};
 
@@ -45,14 +45,19 @@ fn judge(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = unsafe { &*ctx.skb.skb };
     let meeting = Meeting { hook, ifindex: skb.ifindex, from_node: skb.ingress_ifindex == 0 };
     let Some(packet) = maps::PACKETS.get_ptr_mut(maps::PACKET) else { return TC_ACT_SHOT };
-    // SAFETY: this CPU's own element; neither program runs inside the other on one CPU.
-    let packet = unsafe { &mut *packet };
-    parts::palisade_parse(ctx.skb.skb, packet);
-    let ruling = decide(&Skb::new(ctx), packet, &Maps { ctx: Some(ctx) }, meeting);
+    let parsed = || {
+        parts::palisade_parse(ctx.skb.skb, packet);
+        // SAFETY: this CPU's own element; neither program runs inside the other on one CPU.
+        unsafe { &*packet }
+    };
+    let ruling = decide(&Skb::new(ctx), parsed, &Maps { ctx: Some(ctx) }, meeting);
     report::count(ruling);
     if ruling.passes() {
         TC_ACT_UNSPEC
     } else {
+        let unsettled = ruling.reason_number() == Reason::Unsettled as u8;
+        // SAFETY: as above; whatever else is refused was parsed.
+        let packet = if unsettled { parsed() } else { unsafe { &*packet } };
         if !report::refused(ctx, packet, ruling, &meeting) {
             report::lost();
         }

@@ -89,7 +89,7 @@ impl Sim {
     pub fn judge(&self, frame: FrameBytes<'_>, meeting: Meeting) -> Ruling {
         let mut packet = Packet::default();
         parse::frame(&frame, &mut packet);
-        decide(&frame, &packet, self, meeting)
+        decide(&frame, || &packet, self, meeting)
     }
 
     /// What a new agent would find in the maps.

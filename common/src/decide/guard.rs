@@ -2,8 +2,8 @@
 
 use crate::layout::{Address, EndpointRecord, endpoint_flag};
 use crate::neighbour;
-use crate::parse::{Bytes, Packet, V4, V6, packet_trait};
-use crate::verdict::Reason;
+use crate::parse::{Bytes, Packet, V4, V6, ethertype, packet_trait, protocol};
+use crate::verdict::{Hook, Reason};
 
 /// Whether the endpoint's own addresses are held against its packets.
 #[inline(always)]
@@ -12,6 +12,41 @@ const fn is_checked(record: &EndpointRecord) -> bool {
     // Of a closed endpoint the addresses may not be known yet; it can reach nothing anyway.
     let nameless = record.flags & endpoint_flag::CLOSED != 0 && record.v4_count + record.v6_count == 0;
     !trusted && !nameless
+}
+
+/// Whether two headers tell that nothing is to be checked any further ([`admission_from_pod`], [`admission_to_pod`]): no tag, IP
+/// with the pod's MAC and its first address of the family, and TCP, UDP or, in IPv4, whatever is no ICMP. Most frames are like that.
+#[inline(always)]
+pub(super) fn is_plain<B: Bytes>(bytes: &B, record: &EndpointRecord, hook: Hook) -> bool {
+    let Some(words) = bytes.first_words::<9>() else { return false };
+    let [w0, w1, w2, w3, _, w5, w6, w7, w8] = words.map(u32::from_be);
+    let from_pod = matches!(hook, Hook::FromPod);
+    let own = if from_pod { ((w1 << 16) | (w2 >> 16), w2 & 0xffff) } else { (w0, w1 >> 16) };
+    if own != mac(record) {
+        return false;
+    }
+    match w3 >> 16 {
+        ethertype::IPV4 => {
+            let own = if from_pod { across(w6, w7) } else { across(w7, w8) };
+            own == u32::from_be(record.v4[0]) && own != 0 && w5 as u8 != protocol::ICMP
+        }
+        ethertype::IPV6 => {
+            let Some(words) = bytes.first_words::<14>() else { return false };
+            let first = if from_pod { 5 } else { 9 };
+            let word = |n: usize| across(u32::from_be(words[first + n]), u32::from_be(words[first + n + 1])).to_be();
+            let own = Address::v6([word(0), word(1), word(2), word(3)]);
+            let protocol = (w5 >> 24) as u8;
+            let transport = protocol == protocol::TCP || protocol == protocol::UDP;
+            transport && own.words[3] != 0 && same(&own, &record.v6[0])
+        }
+        _ => false,
+    }
+}
+
+/// The word that begins in the middle of one and ends in the middle of the next, as everything behind an Ethernet header does.
+#[inline(always)]
+const fn across(word: u32, next: u32) -> u32 {
+    (word << 16) | (next >> 16)
 }
 
 /// What every pod may send, isolated or not (addresses, neighbour discovery, redirects). `None`: go on.

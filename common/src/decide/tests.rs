@@ -63,29 +63,80 @@ fn an_address_is_own_in_all_its_words() {
     assert!(!guard::owns(&record, V6, &Address::v6([0; 4])), "the unspecified address is nobody's");
 }
 
+struct Frame<'a>(&'a [u8]);
+
+impl Bytes for Frame<'_> {
+    fn len(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let bytes = self.0.get(offset as usize..offset as usize + N * 4)?;
+        Some(core::array::from_fn(|n| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| bytes[4 * n + byte]))))
+    }
+
+    fn is_gso(&self) -> bool {
+        false
+    }
+}
+
+/// A pod that sends to itself, so that a frame is its own at either hook. As ICMP these would be a redirect and a router's advertisement.
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+const V4_FRAME: [u8; 54] = *b"\x02\0\0\0\0\x09\x02\0\0\0\0\x09\x08\0\
+    \x45\0\0\x28\0\0\0\0\x40\x06\0\0\x0a\xf4\x01\x09\x0a\xf4\x01\x09\
+    \x05\0\0\x50\0\0\0\x01\0\0\0\0\x50\x02\xff\xff\0\0\0\0";
+const V6_FRAME: [u8; 62] = *b"\x02\0\0\0\0\x09\x02\0\0\0\0\x09\x86\xdd\
+    \x60\0\0\0\0\x08\x11\x40\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\xfd\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\
+    \x86\0\0\x50\0\x08\0\0";
+
+/// [`guard::is_plain`] spares the questions that it answers, and no others.
+#[test]
+fn what_looks_plain_is_admitted() {
+    let own = |bytes: &[u8]| Frame(bytes).words::<4>(0).expect("an address");
+    let record = EndpointRecord {
+        mac_hi: u32::from_ne_bytes([MAC[0], MAC[1], MAC[2], MAC[3]]),
+        mac_lo: u32::from(u16::from_ne_bytes([MAC[4], MAC[5]])),
+        v4: [Frame(&V4_FRAME).words::<1>(26).expect("an address")[0], 0, 0, 0],
+        v6: [Address::v6(own(&V6_FRAME[22..38])), Address::default(), Address::default(), Address::default()],
+        v4_count: 1,
+        v6_count: 1,
+        ..EndpointRecord::default()
+    };
+    for frame in [&V4_FRAME[..], &V6_FRAME] {
+        for hook in [Hook::FromPod, Hook::ToPod] {
+            assert!(guard::is_plain(&Frame(frame), &record, hook), "{hook:?}: {frame:x?}");
+            let mut plain = 0;
+            for (place, value) in (0..frame.len()).flat_map(|place| (0..=u8::MAX).map(move |value| (place, value))) {
+                let mut bytes = frame.to_vec();
+                bytes[place] = value;
+                let bytes = Frame(&bytes);
+                let mut packet = Packet::default();
+                parse::frame(&bytes, &mut packet);
+                let reason = match hook {
+                    Hook::FromPod => guard::admission_from_pod(&bytes, &packet, &record),
+                    Hook::ToPod => guard::admission_to_pod(&packet, &record),
+                };
+                if guard::is_plain(&bytes, &record, hook) {
+                    plain += 1;
+                    assert_eq!(reason, None, "{hook:?}: byte {place} is {value:x}");
+                }
+            }
+            // Its own MAC and address, the ethertype, and the protocol as far as it matters must be what they are.
+            assert!(plain > 256 * (frame.len() - 25), "{hook:?}: {plain}");
+        }
+    }
+    assert!(!guard::is_plain(&Frame(&V4_FRAME), &EndpointRecord { v4: [0; 4], ..record }, Hook::FromPod));
+}
+
 /// Of a closed endpoint no address may be known yet; where one is, it is held against its packets.
 #[test]
 fn a_closed_endpoint_with_an_address_sends_from_it() {
-    struct Nothing;
-    impl Bytes for Nothing {
-        fn len(&self) -> u32 {
-            0
-        }
-
-        fn words<const N: usize>(&self, _offset: u32) -> Option<[u32; N]> {
-            None
-        }
-
-        fn is_gso(&self) -> bool {
-            false
-        }
-    }
     let packet = Packet { family: V4, traits: packet_trait::IP, source: Address::v4(9), ..Packet::default() };
     for (counts, wanted) in
         [((0, 0), None), ((1, 0), Some(Reason::SpoofedAddress)), ((0, 1), Some(Reason::SpoofedAddress))]
     {
         let (v4_count, v6_count) = counts;
         let record = EndpointRecord { flags: endpoint_flag::CLOSED, v4_count, v6_count, ..EndpointRecord::default() };
-        assert_eq!(guard::admission_from_pod(&Nothing, &packet, &record), wanted, "{counts:?}");
+        assert_eq!(guard::admission_from_pod(&Frame(&[]), &packet, &record), wanted, "{counts:?}");
     }
 }

@@ -166,7 +166,7 @@ fn judge(bytes: &[u8], tables: &Moving<'_>, meeting: Meeting) -> Ruling {
     let frame = FrameBytes { bytes, gso: false };
     let mut packet = Packet::default();
     parse::frame(&frame, &mut packet);
-    decide(&frame, &packet, tables, meeting)
+    decide(&frame, || &packet, tables, meeting)
 }
 
 /// What a settled state says to a new flow. `None`: the endpoint is not there.

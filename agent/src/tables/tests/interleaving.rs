@@ -166,7 +166,7 @@ impl<'a> Flight<'a> {
         let frame = FrameBytes { bytes, gso: false };
         let mut packet = Packet::default();
         parse::frame(&frame, &mut packet);
-        decide(&frame, &packet, self, meeting)
+        decide(&frame, || &packet, self, meeting)
     }
 }
 
