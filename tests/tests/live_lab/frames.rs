@@ -1,5 +1,6 @@
 //! Frames by hand between two pods of one bridge: what a pod must not be able to send, and what none of them gets round.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use palisade_tests::lab::raw::{self, Frames, internet_checksum};
@@ -71,6 +72,50 @@ fn a_trusted_namespace_sends_from_any_address_and_is_named() {
     assert!(!foreign_arrives(a, b), "trusted no longer");
 }
 
+/// With CAP_NET_ADMIN a pod does as it likes with its interface. It stays who it is, whether a CNI result says so or its address.
+#[test]
+fn what_a_pod_gives_itself_is_not_its_own() {
+    for results in [true, false] {
+        let scene = Scene::new("taken");
+        if !results {
+            std::fs::remove_dir_all(scene.node.cni_cache().join("results")).expect("there were pods");
+        }
+        let [a, b, _] = &scene.pods;
+        let outside = "172.30.0.77".parse().expect("an address");
+        let gateway = "10.244.1.1".parse().expect("an address");
+        let admitted = "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{ipBlock: {cidr: 172.30.0.77/32}}]}]}";
+        scene.policy("p", admitted);
+        let agent = scene.start();
+        let addresses = || {
+            let row = scene.endpoint(a);
+            let all = row["addresses"].as_array().into_iter().flatten();
+            BTreeSet::from_iter(all.filter_map(|address| address.as_str().map(str::to_owned)))
+        };
+        assert!(eventually(PATIENCE, || scene.endpoint(a)["pod"] == "a"), "{results}: {}", scene.endpoints());
+        let known = addresses();
+        a.netns
+            .ip(&[
+                "link set eth0 address 02:00:00:00:00:77".into(),
+                format!("addr add {gateway}/32 dev eth0"),
+                format!("addr add {outside}/32 dev eth0"),
+                "addr add fe80::77/64 dev eth0 nodad".into(),
+            ])
+            .expect("the pod may do that");
+        // The last is its own, and so tells that the others were seen.
+        let seen = eventually(PATIENCE, || addresses().contains("fe80::77"));
+        assert!(seen, "{results}: {}\n{}", scene.endpoints(), agent.log_text());
+        let more: Vec<String> = addresses().difference(&known).cloned().collect();
+        assert!(more.iter().all(|address| address.starts_with("fe80::")), "with results: {results}: {more:?}");
+        for mac in [a.mac, STRANGER] {
+            assert!(!arrives(a, b, &ethernet(b.mac, mac, &udp(outside, b.ipv4(), 80))), "{results}: from {outside}");
+            assert!(!arrives(a, b, &arp_reply(b.mac, mac, gateway, b.ipv4())), "{results}: as {gateway}");
+            // Without a result nothing but the interface tells of the MAC.
+            let own = arrives(a, b, &arp_reply(b.mac, mac, a.ipv4(), b.ipv4()));
+            assert_eq!(own, results == (mac == a.mac), "with results: {results}, as itself");
+        }
+    }
+}
+
 #[test]
 fn link_local_addresses_are_no_way_round() {
     let scene = Scene::new("local");
@@ -98,10 +143,14 @@ fn link_local_reaches(from: &Pod, to: &Pod, port: u16) -> bool {
 }
 
 fn foreign_arrives(from: &Pod, to: &Pod) -> bool {
-    let frame = ethernet(to.mac, from.mac, &udp(FOREIGN[0].parse().expect("an address"), to.ipv4(), 81));
+    let foreign = FOREIGN[0].parse().expect("an address");
+    arrives(from, to, &ethernet(to.mac, from.mac, &udp(foreign, to.ipv4(), 81)))
+}
+
+fn arrives(from: &Pod, to: &Pod, frame: &[u8]) -> bool {
     let receiver = frames(to);
-    frames(from).send(&frame).expect("it is sent");
-    let found = receiver.receive(AT_ONCE, |seen| seen.starts_with(&frame).then_some(()));
+    frames(from).send(frame).expect("it is sent");
+    let found = receiver.receive(AT_ONCE, |seen| seen.starts_with(frame).then_some(()));
     found.expect("a packet socket").is_some()
 }
 
