@@ -21,7 +21,7 @@ impl Default for Limits {
             endpoints_max: 1_024,
             exact_max: 262_144,
             prefixes_max: 262_144,
-            rules_max: 1_048_576,
+            rules_max: 524_288,
             ports_max: 1_048_576,
         }
     }

@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(found, small);
         let others = Sizes::default().others(holds(small));
         let told: Vec<String> = others.iter().map(ToString::to_string).collect();
-        assert_eq!(told, ["RULES holds 6 entries, not 2097152", "FLOWS holds 100 entries, not 131072"]);
+        assert_eq!(told, ["RULES holds 6 entries, not 1048576", "FLOWS holds 100 entries, not 131072"]);
     }
 
     /// Policies get no more than was asked for; the flow table is as large as it is.

@@ -72,7 +72,7 @@ fn a_raised_limit_over_pinned_maps_is_no_limit_and_said_so() {
     let [a, b, c] = &scene.pods;
     scene.start_with(&["--rules-max", "3"]).stop().expect("it runs");
     let agent = scene.start();
-    let warned = "RULES holds 6 entries, not 2097152";
+    let warned = "RULES holds 6 entries, not 1048576";
     assert!(agent.log_text().contains(warned), "{}", agent.log_text());
     assert_eq!(metric(&agent, "palisade_map_entries_max{map=\"RULES\"}"), Some(3.0));
     scene.policy_in_force(&agent, "p", &from_each(101..108));
