@@ -1,5 +1,6 @@
-//! The two ends of the connections benchmark, each a process in its pod's namespace: a server that accepts and closes, and clients that
-//! connect and close as fast as they can, many at a time.
+//! The two ends of the throughput benchmark, each a process in its pod's namespace. What they send each other over connections that last
+//! is in [`super::traffic`]; here is a server that accepts and closes, and clients that connect and close as fast as they can, many at a
+//! time.
 //!
 //! A connection is a three-way handshake, the server's close and then the client's: seven segments. The server closes first, so it is the
 //! server that keeps the old connection in TIME_WAIT, and Linux lets a new SYN take such a connection's place; the client's ports are
@@ -13,11 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::traffic;
+
 /// Ports of the server, so that a client's ports do not run out: a connection is told apart by all four numbers.
 pub const PORTS: std::ops::Range<u16> = 8000..8064;
 
-/// Accepts on all of [`PORTS`] and closes, for ever. Says `ready` first.
+/// Accepts on all of [`PORTS`] and closes, and serves [`traffic`], for ever. Says `ready` first.
 pub fn serve() -> Result<()> {
+    traffic::serve()?;
     let poll = Poll::new()?;
     let mut listeners = Vec::new();
     for port in PORTS {
@@ -47,17 +51,62 @@ pub fn serve() -> Result<()> {
     }
 }
 
-/// For every line with a number of milliseconds on stdin: connects to the server for so long, then prints how many connections were made.
-pub fn connect(server: Ipv4Addr, parallel: usize) -> Result<()> {
+/// What the client's end is asked to do, and how many at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Connects and closes; counted are connections.
+    Connections(usize),
+    /// Sends as much as goes; counted are bytes.
+    Streams(usize),
+    /// A byte there and a byte back on connections that stay; counted are exchanges.
+    Exchanges(usize),
+}
+
+/// For every line with a [`Work`] and two numbers of milliseconds on stdin: does that for so long uncounted, then for so long counted,
+/// and prints the count.
+pub fn client(server: Ipv4Addr) -> Result<()> {
     println!("ready");
     let mut port = PORTS.cycle_from(std::process::id());
     for line in BufReader::new(io::stdin()).lines() {
-        let time = Duration::from_millis(line?.trim().parse().context("a number of milliseconds")?);
-        let made = Client::new(server, parallel)?.run(&mut port, time)?;
-        println!("{made}");
+        let line = line?;
+        let [work, parallel, warm_up, measured] = line.split(' ').collect::<Vec<_>>()[..] else {
+            bail!("not an order: {line}")
+        };
+        let milliseconds = |text: &str| -> Result<Duration> { Ok(Duration::from_millis(text.parse()?)) };
+        let (warm_up, measured) = (milliseconds(warm_up)?, milliseconds(measured)?);
+        let count = match Work::new(work, parallel.parse()?)? {
+            Work::Connections(parallel) => {
+                Client::new(server, parallel)?.run(&mut port, warm_up)?;
+                Client::new(server, parallel)?.run(&mut port, measured)?
+            }
+            work @ (Work::Streams(_) | Work::Exchanges(_)) => traffic::run(server, work, warm_up, measured)?,
+        };
+        println!("{count}");
         io::stdout().flush()?;
     }
     Ok(())
+}
+
+// === impl Work ===
+
+impl Work {
+    fn new(name: &str, parallel: usize) -> Result<Self> {
+        Ok(match name {
+            "connections" => Self::Connections(parallel),
+            "streams" => Self::Streams(parallel),
+            "exchanges" => Self::Exchanges(parallel),
+            _ => bail!("no such work: {name}"),
+        })
+    }
+
+    /// As [`client`] reads it.
+    pub fn order(self) -> String {
+        match self {
+            Self::Connections(parallel) => format!("connections {parallel}"),
+            Self::Streams(parallel) => format!("streams {parallel}"),
+            Self::Exchanges(parallel) => format!("exchanges {parallel}"),
+        }
+    }
 }
 
 trait Cycle {

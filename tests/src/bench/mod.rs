@@ -1,10 +1,9 @@
-//! Benchmarks: what a packet costs in the kernel programs, how many connections a pod takes with and without an agent, how soon a policy
+//! Benchmarks: what a packet costs in the kernel programs, what a pod gets through with and without an agent, how soon a policy
 //! holds, and how soon an agent enforces and what it takes.
 //!
 //! Run by `cargo xtask bench`; figures and how to read them are in docs/benchmarks.md.
 
 mod cluster;
-pub mod connections;
 pub mod in_kernel;
 pub mod load;
 mod machine;
@@ -15,4 +14,6 @@ pub mod start;
 mod stats;
 mod table;
 mod test_run;
+pub mod throughput;
+mod traffic;
 mod vary;

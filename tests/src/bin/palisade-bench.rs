@@ -3,24 +3,30 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use palisade_tests::bench::{connections, in_kernel, load, policy, start};
+use palisade_tests::bench::{in_kernel, load, policy, start, throughput};
 
 const USAGE: &str = "\
 usage: palisade-bench [NAME…]
 
-  connections    new connections per second to a pod, with and without an agent
+  throughput     streams, exchanges and new connections between two pods, with and without an agent
+  connections    of that, new connections per second to a pod, with and without an agent
   policy         from the API server's answer to a policy write until it holds, with 10 and with 5,000 pods
   start          from an agent's start until it enforces, its memory and idle processor time, with 10 and with 5,000 pods
   in-kernel      what a packet costs in the kernel programs, by test runs
 
-Without a name all are measured, which takes about twenty minutes.
+Without a name all are measured (`connections` as a part of `throughput`), which takes about half an hour.
 ";
 
 type Bench = fn() -> Result<()>;
 
 /// By name, in the order in which they are run: the last one moves its thread into a namespace of its own.
-const BENCHES: [(&str, Bench); 4] =
-    [("connections", connections::run), ("policy", policy::run), ("start", start::run), ("in-kernel", in_kernel::run)];
+const BENCHES: [(&str, Bench); 5] = [
+    ("throughput", throughput::run),
+    ("connections", throughput::run_connections),
+    ("policy", policy::run),
+    ("start", start::run),
+    ("in-kernel", in_kernel::run),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -35,16 +41,17 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[&str]) -> Result<()> {
     match arguments {
-        // What `connections` starts in its pods.
+        // What `throughput` starts in its pods.
         ["serve"] => return load::serve(),
-        ["connect", server, parallel] => return load::connect(server.parse()?, parallel.parse()?),
+        ["client", server] => return load::client(server.parse()?),
         names => {
             for name in names {
                 BENCHES.iter().find(|(known, _)| known == name).context(USAGE)?;
             }
         }
     }
-    for (name, run) in BENCHES.iter().filter(|(name, _)| arguments.is_empty() || arguments.contains(name)) {
+    let wanted = |name: &str| if arguments.is_empty() { name != "connections" } else { arguments.contains(&name) };
+    for (name, run) in BENCHES.iter().filter(|(name, _)| wanted(name)) {
         println!("== {name}");
         run()?;
     }
