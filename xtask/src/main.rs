@@ -24,8 +24,9 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   fuzz     arbitrary input before parser, decision function and door: `fuzz [TARGET…] [--seconds N] [--keep]`;
            `--keep` puts the fewest inputs that lead everywhere into tests/fuzz/corpus
   prove    random cases before three judges: `--cases N --seed S [--loaded N] [--threads T]`; `--help` says more
-  bench    speed; without names all of it: `in-kernel`, what a packet costs; `throughput`, what a pod gets
-           through with an agent and without (`connections`: new ones alone); `policy`, how soon one holds; `start`, how soon an agent enforces, and its size
+  bench    speed; without names all of it: `in-kernel`, what a packet costs; `scale`, how that grows with rules, pods and
+           ports; `throughput`, what a pod gets through with an agent and without (`connections`: new ones alone);
+           `policy`, how soon one holds; `start`, how soon an agent enforces, and its size
   mutants  mutation testing of compile, tables, parse and decide: `--file F`, `--sample N` (docs/mutants.md)
 ";
 

@@ -2,24 +2,18 @@
 //! program tells.
 
 use std::fmt::Write as _;
-use std::os::fd::AsFd as _;
-use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, RingBuf};
-use palisade::kernel::{AttachMode, FROM_POD, Kernel, PinDir, Settings, Sizes, TO_POD};
-use palisade::tables::Tables;
-use palisade_common::layout::Config;
+use palisade::kernel::{FROM_POD, Sizes, TO_POD};
 use palisade_common::{Hook, Reason};
 
 use super::machine;
+use super::programs::{Programs, program_name};
 use super::scene::{self, ADMITTED, Family, Packet, REFUSED, Subject};
 use super::stats::Sample;
 use super::table::Table;
-use super::test_run::{Run, test_run};
-use super::vary::Varied;
-use crate::judges::{Bpffs, Memory, Pipeline, bpffs};
+use super::vary::{Cycle, FIRST_BYTE};
 
 /// Runs of each kind of packet, one after another in turns, so that what disturbs the machine for a while disturbs all alike.
 const ROUNDS: usize = 9;
@@ -65,43 +59,22 @@ pub fn run() -> Result<()> {
 }
 
 struct Bench {
-    kernel: Kernel,
-    memory: Memory,
+    programs: Programs,
     ring: RingBuf<MapData>,
-    loading: Duration,
-    _pins: Bpffs,
 }
 
 impl Bench {
     fn new() -> Result<Self> {
-        // SAFETY: only this thread changes its namespace; it shares no file system state that matters.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-            .context("a network namespace")?;
-        for subject in Subject::ALL {
-            let index = subject.ifindex().to_string();
-            let status = Command::new("ip")
-                .args(["link", "add", &format!("t{index}"), "index", &index, "type", "bridge"])
-                .status()
-                .context("running ip")?;
-            ensure!(status.success(), "no interface with index {index}");
-        }
-        let pins = bpffs("bench")?;
-        let folder = pins.path().join("agent");
-        let pin_dir = PinDir::open(&folder)?;
-        let started = Instant::now();
-        let mut kernel = Kernel::open(pin_dir, Sizes::default(), Settings::default(), AttachMode::Auto)?;
-        let loading = started.elapsed();
-        kernel.program_mut("empty")?.load()?;
-        let ring = kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS")?.try_into()?;
-        let memory = Memory::open(&folder)?;
-        Ok(Self { kernel, memory, ring, loading, _pins: pins })
+        let mut programs = Programs::new()?;
+        let ring = programs.kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS")?.try_into()?;
+        Ok(Self { programs, ring })
     }
 
     /// What the verifier had to read, and how long loading took in all.
     fn loading(&mut self) -> Result<String> {
-        let mut report = format!("Loading took {} ms, maps included.", self.loading.as_millis());
+        let mut report = format!("Loading took {} ms, maps included.", self.programs.loading.as_millis());
         for name in [FROM_POD, TO_POD] {
-            let read = self.kernel.program_mut(name)?.info()?.verified_instruction_count();
+            let read = self.programs.kernel.program_mut(name)?.info()?.verified_instruction_count();
             let read = read.context("the kernel does not count verified instructions (before 5.16)")?;
             write!(report, " The verifier read {read} instructions for `{name}`.")?;
         }
@@ -111,7 +84,7 @@ impl Bench {
     fn report(&mut self) -> Result<String> {
         let mut report = String::new();
         for rules in [1, 10_000] {
-            self.make_world(rules)?;
+            self.programs.make_world(&scene::world(rules))?;
             for family in Family::ALL {
                 writeln!(report, "### {}, {rules} rule{}\n", family.name(), if rules == 1 { "" } else { "s" })?;
                 writeln!(report, "{}", self.family(family, rules > 1)?)?;
@@ -122,17 +95,6 @@ impl Bench {
         Ok(report)
     }
 
-    fn make_world(&mut self, rules: usize) -> Result<()> {
-        let nothing = self.kernel.tables().delta_to(&Tables::default());
-        self.kernel.apply(&nothing)?;
-        let mut pipeline = Pipeline::new(scene::NODE);
-        for change in scene::world(rules) {
-            pipeline.apply(&change);
-        }
-        self.kernel.apply(&pipeline.compile())?;
-        Ok(())
-    }
-
     fn family(&mut self, family: Family, many: bool) -> Result<Table> {
         // Rules are asked for new flows only.
         let kinds: Vec<Kind> = kinds(family).into_iter().filter(|kind| !many || kind.packet.opens).collect();
@@ -140,7 +102,7 @@ impl Bench {
         let mut measured = vec![Vec::new(); kinds.len()];
         for _ in 0..ROUNDS {
             let packet = kinds[0].packet;
-            empty.push(f64::from(self.plain("empty", packet, REPEAT)?.nanoseconds));
+            empty.push(f64::from(self.programs.plain("empty", packet, REPEAT)?.nanoseconds));
             for (kind, measured) in kinds.iter().zip(&mut measured) {
                 measured.push(self.measure(kind)?);
             }
@@ -162,23 +124,25 @@ impl Bench {
     fn measure(&mut self, kind: &Kind) -> Result<f64> {
         self.prepare(kind)?;
         let program = program_name(kind.packet.hook);
-        let before = self.packets(kind.reason)?;
+        let before = self.programs.packets(kind.reason)?;
         let (nanoseconds, count) = match kind.given {
-            Given::Nothing | Given::Flow => (f64::from(self.plain(program, kind.packet, REPEAT)?.nanoseconds), REPEAT),
-            Given::NewFlows => (self.varied(program, kind.packet, 0, REPEAT_WITH_ROOM)?, REPEAT_WITH_ROOM),
-            Given::NewFlowsEvicting => (self.varied(program, kind.packet, 0, REPEAT_EVICTING)?, REPEAT_EVICTING),
+            Given::Nothing | Given::Flow => {
+                (f64::from(self.programs.plain(program, kind.packet, REPEAT)?.nanoseconds), REPEAT)
+            }
+            Given::NewFlows => (self.varied(kind.packet, 0, REPEAT_WITH_ROOM)?, REPEAT_WITH_ROOM),
+            Given::NewFlowsEvicting => (self.varied(kind.packet, 0, REPEAT_EVICTING)?, REPEAT_EVICTING),
             Given::Events => {
                 let mut sum = 0;
                 for _ in 0..RUNS_EVENTS {
                     self.drain()?;
-                    sum += self.plain(program, kind.packet, REPEAT_EVENTS)?.nanoseconds;
+                    sum += self.programs.plain(program, kind.packet, REPEAT_EVENTS)?.nanoseconds;
                 }
                 let taken = self.drain()?;
                 ensure!(taken == REPEAT_EVENTS, "{taken} of {REPEAT_EVENTS} events were sent");
                 (f64::from(sum) / f64::from(RUNS_EVENTS), REPEAT_EVENTS * RUNS_EVENTS)
             }
         };
-        let judged = self.packets(kind.reason)? - before;
+        let judged = self.programs.packets(kind.reason)? - before;
         // An LRU map evicts only about in order, so a few old flows may be met again.
         let known = if kind.given == Given::NewFlowsEvicting { u64::from(count) / 1000 } else { 0 };
         ensure!(
@@ -192,53 +156,34 @@ impl Bench {
 
     fn prepare(&mut self, kind: &Kind) -> Result<()> {
         let events_budget = if kind.given == Given::Events { u32::MAX } else { 0 };
-        let settings = Config { events_budget, inserts_safe: u64::MAX, ..Config::default() };
-        self.kernel.maps().config.store_settings(&settings);
+        self.programs.set_events_budget(events_budget);
         match kind.given {
             Given::Nothing | Given::Events => {}
             Given::Flow => {
                 let opener = kind.packet.opener();
-                self.plain(program_name(opener.hook), opener, 1)?;
+                self.programs.plain(program_name(opener.hook), opener, 1)?;
             }
-            Given::NewFlows => self.memory.forget()?,
+            Given::NewFlows => self.programs.memory.forget()?,
             Given::NewFlowsEvicting => {
                 // From addresses that the measured run does not come to.
                 let full = Sizes::default().flows * 2;
-                self.varied(program_name(kind.packet.hook), kind.packet, 2 * REPEAT, full)?;
+                self.varied(kind.packet, 2 * REPEAT, full)?;
             }
         }
         Ok(())
     }
 
-    fn plain(&mut self, program: &str, packet: Packet, repeat: u32) -> Result<Run> {
-        let program = self.kernel.program_mut(program)?;
-        let run = test_run(program.fd()?.as_fd(), &packet.frame(), packet.subject.ifindex(), repeat)?;
-        ensure!(matches!(run.returned, -1 | 2), "{packet:?} came to {}", run.returned);
-        Ok(run)
-    }
-
-    /// Every packet from, or to, another address, from the one after `start` on; without what the varying costs.
-    fn varied(&mut self, program: &str, packet: Packet, start: u32, repeat: u32) -> Result<f64> {
-        let offset = packet.family.peer_offset(packet.hook);
+    /// Every packet from, or to, another address, from the one after `start` on.
+    fn varied(&mut self, packet: Packet, start: u32, repeat: u32) -> Result<f64> {
+        let family = packet.family;
+        let offset = family.peer_offset(packet.hook);
+        let first = u32::from(FIRST_BYTE) << 24;
         let mut frame = packet.frame();
         let place = usize::try_from(offset)?;
-        frame[place..place + 4].copy_from_slice(&start.to_be_bytes());
-        let run = |bench: &mut Self, name: &str| -> Result<f64> {
-            let program = bench.kernel.program_mut(name)?;
-            let varied = Varied::new(program.fd()?.as_fd(), offset)?;
-            let run = test_run(varied.program(), &frame, packet.subject.ifindex(), repeat)?;
-            ensure!(run.returned == -1, "{packet:?}, varied, came to {}", run.returned);
-            Ok(f64::from(run.nanoseconds))
-        };
-        let gross = run(self, program)?;
-        let varying = run(self, "empty")?;
-        let empty = f64::from(self.plain("empty", packet, REPEAT)?.nanoseconds);
-        Ok(gross - varying + empty)
-    }
-
-    fn packets(&self, reason: Reason) -> Result<u64> {
-        let counters = self.kernel.maps().counters()?;
-        counters.iter().find(|(other, _)| *other == reason).map(|(_, count)| *count).context("every reason is counted")
+        frame[place..place + 4].copy_from_slice(&(first + start).to_be_bytes());
+        let ports_offset = family.ports_offset();
+        let cycle = Cycle { offset, first, count: 1 << 24, step: 1, ports_offset, port_step: 0 };
+        self.programs.varied(packet, &frame, cycle, repeat, true)
     }
 
     fn drain(&mut self) -> Result<u32> {
@@ -247,13 +192,6 @@ impl Bench {
             taken += 1;
         }
         Ok(taken)
-    }
-}
-
-const fn program_name(hook: Hook) -> &'static str {
-    match hook {
-        Hook::FromPod => FROM_POD,
-        Hook::ToPod => TO_POD,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::case::{Endpoint, ObjectChange};
 use crate::frame::{Body, Frame, Ip, Mac, Tcp, Upper};
 
 pub const NODE: &str = "bench";
+pub const NAMESPACE: &str = "bench";
 
 /// Whose packet it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,14 @@ impl Family {
             (Self::V4, Hook::FromPod) => 30,
             (Self::V6, Hook::ToPod) => 34,
             (Self::V6, Hook::FromPod) => 50,
+        }
+    }
+
+    /// Where the TCP ports lie in a frame (bytes).
+    pub const fn ports_offset(self) -> i16 {
+        match self {
+            Self::V4 => 34,
+            Self::V6 => 54,
         }
     }
 }
@@ -157,10 +166,16 @@ impl Packet {
 /// The objects and veths. The policy has `rules` rules in each direction, of which the last admits the peer to [`ADMITTED`], and each of the
 /// others another block and port.
 pub fn world(rules: usize) -> Vec<ObjectChange> {
+    let rules = |direction| (1..=rules).map(|number| rule(direction, number == rules, number)).collect();
+    world_of(rules("from"), rules("to"))
+}
+
+/// The same with other rules.
+pub fn world_of(ingress: Vec<Value>, egress: Vec<Value>) -> Vec<ObjectChange> {
     let mut changes = vec![
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bench"}}),
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}),
-        policy(rules),
+        policy(ingress, egress),
     ];
     changes.extend(Subject::ALL.map(pod));
     let mut changes: Vec<_> = changes.into_iter().map(ObjectChange::Put).collect();
@@ -173,7 +188,7 @@ fn pod(subject: Subject) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"namespace": "bench", "name": subject.name(), "labels": {"pod": subject.name()}},
+        "metadata": {"namespace": NAMESPACE, "name": subject.name(), "labels": {"pod": subject.name()}},
         "spec": {"nodeName": NODE, "containers": []},
         "status": {"phase": "Running", "podIPs": addresses},
     })
@@ -182,7 +197,7 @@ fn pod(subject: Subject) -> Value {
 fn endpoint(subject: Subject) -> Endpoint {
     Endpoint {
         ifindex: subject.ifindex(),
-        namespace: "bench".into(),
+        namespace: NAMESPACE.into(),
         pod: subject.name().into(),
         uid: None,
         mac: subject.mac(),
@@ -192,19 +207,16 @@ fn endpoint(subject: Subject) -> Endpoint {
     }
 }
 
-fn policy(rules: usize) -> Value {
-    let rules = |direction: &str| -> Vec<Value> {
-        (1..=rules).map(|number| rule(direction, number == rules, number)).collect()
-    };
+fn policy(ingress: Vec<Value>, egress: Vec<Value>) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"namespace": "bench", "name": "rules"},
+        "metadata": {"namespace": NAMESPACE, "name": "rules"},
         "spec": {
             "podSelector": {"matchLabels": {"pod": Subject::Isolated.name()}},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": rules("from"),
-            "egress": rules("to"),
+            "ingress": ingress,
+            "egress": egress,
         },
     })
 }

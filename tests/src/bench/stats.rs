@@ -38,22 +38,32 @@ impl Sample {
     }
 }
 
-/// A ratio with its 95 % interval.
+/// What is estimated from pairs, with its 95 % interval.
 #[derive(Clone, Copy, Debug)]
-pub struct Ratio {
+pub struct Estimate {
     pub value: f64,
     pub low: f64,
     pub high: f64,
 }
 
 /// The geometric mean of ratios of pairs, by Student's t on their logarithms.
-pub fn ratio(pairs: &[(f64, f64)]) -> Ratio {
-    let logs: Vec<f64> = pairs.iter().map(|(with, without)| (with / without).ln()).collect();
-    let count = logs.len() as f64;
-    let mean = logs.iter().sum::<f64>() / count;
-    let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-    let half = student(logs.len().saturating_sub(1)) * (variance / count).sqrt();
-    Ratio { value: mean.exp(), low: (mean - half).exp(), high: (mean + half).exp() }
+pub fn ratio(pairs: &[(f64, f64)]) -> Estimate {
+    let Estimate { value, low, high } =
+        mean(&pairs.iter().map(|(with, without)| (with / without).ln()).collect::<Vec<_>>());
+    Estimate { value: value.exp(), low: low.exp(), high: high.exp() }
+}
+
+/// The mean of how much the first of each pair is greater than the second, by Student's t.
+pub fn difference(pairs: &[(f64, f64)]) -> Estimate {
+    mean(&pairs.iter().map(|(greater, less)| greater - less).collect::<Vec<_>>())
+}
+
+fn mean(values: &[f64]) -> Estimate {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    let half = student(values.len().saturating_sub(1)) * (variance / count).sqrt();
+    Estimate { value: mean, low: mean - half, high: mean + half }
 }
 
 /// The 97.5 % quantile of Student's distribution, by its expansion around the normal quantile (Abramowitz and Stegun 26.7.5); within
@@ -86,6 +96,14 @@ mod tests {
         assert!((ratio.value - 0.95).abs() < 0.001, "{ratio:?}");
         // Standard error of the logarithms 0.0086, times t(3) = 3.18.
         assert!((ratio.low - 0.9243).abs() < 0.003 && (ratio.high - 0.9763).abs() < 0.003, "{ratio:?}");
+    }
+
+    #[test]
+    fn a_difference_has_its_interval_around_it() {
+        let difference = difference(&[(11.0, 1.0), (13.0, 1.0), (9.0, 1.0), (11.0, 1.0)]);
+        // Standard error 0.816, times t(3) = 3.18.
+        assert!((difference.value - 10.0).abs() < 1e-9, "{difference:?}");
+        assert!((difference.high - 12.6).abs() < 0.1 && (difference.low - 7.4).abs() < 0.1, "{difference:?}");
     }
 
     #[test]

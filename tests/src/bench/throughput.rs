@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::load::{PORTS, Work};
-use super::stats::{Ratio, Sample, ratio};
+use super::stats::{Estimate, Sample, ratio};
 use super::table::Table;
 use super::{machine, traffic};
 use crate::lab::agent::{Agent, AgentOptions, palisade};
@@ -91,7 +91,7 @@ fn measure(kinds: &[Kind], alternations: usize, time: Duration) -> Result<()> {
 }
 
 fn row(kind: &Kind, rules: usize, pairs: Vec<(f64, f64)>) -> Vec<String> {
-    let Ratio { value, low, high } = ratio(&pairs);
+    let Estimate { value, low, high } = ratio(&pairs);
     let (with, without) = pairs.into_iter().unzip();
     let spread = |values| {
         let sample = Sample::new(values);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use palisade_tests::bench::{in_kernel, load, policy, start, throughput};
+use palisade_tests::bench::{in_kernel, load, policy, scale, start, throughput};
 
 const USAGE: &str = "\
 usage: palisade-bench [NAME…]
@@ -13,19 +13,21 @@ usage: palisade-bench [NAME…]
   policy         from the API server's answer to a policy write until it holds, with 10 and with 5,000 pods
   start          from an agent's start until it enforces, its memory and idle processor time, with 10 and with 5,000 pods
   in-kernel      what a packet costs in the kernel programs, by test runs
+  scale          how that grows with the number of rules, pods and ranges of ports
 
 Without a name all are measured (`connections` as a part of `throughput`), which takes about half an hour.
 ";
 
 type Bench = fn() -> Result<()>;
 
-/// By name, in the order in which they are run: the last one moves its thread into a namespace of its own.
-const BENCHES: [(&str, Bench); 5] = [
+/// By name, in the order in which they are run: the last two move their thread into namespaces of its own.
+const BENCHES: [(&str, Bench); 6] = [
     ("throughput", throughput::run),
     ("connections", throughput::run_connections),
     ("policy", policy::run),
     ("start", start::run),
     ("in-kernel", in_kernel::run),
+    ("scale", scale::run),
 ];
 
 fn main() -> ExitCode {
