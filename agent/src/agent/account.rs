@@ -41,10 +41,15 @@ impl Agent {
         let stuck = self.stuck.iter().map(move |stuck| {
             fault(format!("a change cannot be written to the kernel, what was in force before stays: {}", stuck.error))
         });
-        let failed = self.attachments.failed().values();
-        stuck.chain(failed.map(move |failed| {
+        let failed = self.attachments.failed().values().map(move |failed| {
             fault(format!("{} has not both of its programs, its pod is not enforced: {}", failed.name, failed.error))
-        }))
+        });
+        let behind = self.attachments.behind().map(move |(interface, program)| {
+            fault(format!(
+                "the program {program:?} stands in front of ours on {interface} and can let pass what ours would refuse"
+            ))
+        });
+        stuck.chain(failed).chain(behind)
     }
 
     pub(super) fn tell_faults(&mut self) {

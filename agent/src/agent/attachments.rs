@@ -18,6 +18,8 @@ pub(super) struct Failed {
 pub(super) struct Attachments {
     attached: BTreeMap<u32, Arc<str>>,
     failed: BTreeMap<u32, Failed>,
+    /// Names of programs of others that stand in front of ours.
+    behind: BTreeMap<u32, String>,
     retry: Option<Retry>,
 }
 
@@ -40,6 +42,19 @@ impl Attachments {
 
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry.map(|retry| retry.at)
+    }
+
+    /// What stands in front of our programs, as it was last looked at.
+    pub(super) fn found_behind(&mut self, ifindex: u32, program: Option<String>) {
+        match program {
+            Some(program) => self.behind.insert(ifindex, program),
+            None => self.behind.remove(&ifindex),
+        };
+    }
+
+    /// Interfaces where a program of somebody else stands in front of ours: their names, and the program's.
+    pub(super) fn behind(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.behind.iter().filter_map(|(ifindex, program)| Some((&**self.attached.get(ifindex)?, program.as_str())))
     }
 
     /// What came of trying to attach. Errors are told of as faults, once however often they are met.
@@ -75,6 +90,7 @@ impl Attachments {
     /// The interface has gone; its name if it had programs.
     pub(super) fn forget(&mut self, ifindex: u32) -> Option<Arc<str>> {
         self.failed.remove(&ifindex);
+        self.behind.remove(&ifindex);
         self.attached.remove(&ifindex)
     }
 }

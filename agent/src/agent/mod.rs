@@ -19,7 +19,7 @@ use crate::compile::{Catalog, Compiler, Numbers};
 use crate::config::AgentConfig;
 use crate::facts::{Change, Fault, Kind, Update, VethChange};
 use crate::index::Index;
-use crate::kernel::{FlowWatch, Kernel};
+use crate::kernel::{FlowWatch, Kernel, Standing};
 use crate::observe::events::Digest;
 use crate::observe::http::Readiness;
 use crate::observe::metrics::Metrics;
@@ -162,12 +162,13 @@ impl Agent {
         }
     }
 
-    /// Puts programs back that somebody took off an interface.
+    /// Puts programs back that somebody took off an interface, and tells of programs that somebody put in front of them.
     pub fn verify_attached(&mut self) {
         for (ifindex, name) in self.attachments.all() {
-            match self.kernel.is_attached(ifindex, &name) {
-                Ok(true) => {}
-                Ok(false) => {
+            match self.kernel.standing(ifindex, &name) {
+                Ok(Standing::First) => self.attachments.found_behind(ifindex, None),
+                Ok(Standing::Behind(program)) => self.attachments.found_behind(ifindex, Some(program)),
+                Ok(Standing::Missing) => {
                     tracing::warn!(interface = %name, "somebody took a program off the interface; attached again");
                     let result = self.kernel.attach(ifindex, &name);
                     self.attachments.tried(ifindex, name, result);

@@ -82,23 +82,36 @@ fn attach_one(
     }
 }
 
-/// Whether both programs are on the interface as they were put there.
-pub(super) fn is_attached(ebpf: &mut Ebpf, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<bool> {
+/// How our programs stand on an interface, in the worse of its two directions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    First,
+    /// Behind a program of somebody else (its name), which can end the chain before ours is asked.
+    Behind(String),
+    Missing,
+}
+
+pub(super) fn standing(ebpf: &mut Ebpf, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<Standing> {
+    let mut standing = Standing::First;
     for (name, place) in PLACES {
         let ours = program_mut(ebpf, name)?.info()?.id();
-        let found = match mode {
+        let all: Vec<(Option<u32>, String)> = match mode {
             AttachMode::Tcx | AttachMode::Auto => {
-                SchedClassifier::query_tcx(interface, place)?.1.iter().any(|program| program.id() == ours)
+                let programs = SchedClassifier::query_tcx(interface, place)?.1;
+                programs.iter().map(|it| (Some(it.id()), it.name_as_str().unwrap_or_default().to_owned())).collect()
             }
             AttachMode::Clsact => {
-                filters::list(ifindex, parent(place))?.iter().any(|filter| filter.program == Some(ours))
+                let filters = filters::list(ifindex, parent(place))?;
+                filters.into_iter().map(|filter| (filter.program, filter.title())).collect()
             }
         };
-        if !found {
-            return Ok(false);
+        match all.iter().position(|(program, _)| *program == Some(ours)) {
+            None => return Ok(Standing::Missing),
+            Some(0) => {}
+            Some(_) => standing = Standing::Behind(all[0].1.clone()),
         }
     }
-    Ok(true)
+    Ok(standing)
 }
 
 fn attach_tcx(

@@ -42,7 +42,14 @@ pub(super) enum Place {
     New { priority: u16, handle: u32 },
 }
 
-/// The filters of one direction. `parent`: its number.
+impl Filter {
+    /// The program's name, or the kind of a filter that is none.
+    pub(super) fn title(self) -> String {
+        self.name.unwrap_or(self.kind)
+    }
+}
+
+/// The filters of one direction, in the order in which they are asked. `parent`: its number.
 pub(super) fn list(ifindex: u32, parent: u32) -> io::Result<Vec<Filter>> {
     let answer = Requests::open()?.filters(ifindex, parent)?;
     let read = |message: &Vec<u8>| parse(message).map_err(|error| io::Error::other(error.to_string())).transpose();

@@ -23,7 +23,7 @@ use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use palisade_common::layout::{Config, EndpointRecord};
 
-pub use attach::{AttachMode, detach_clsact};
+pub use attach::{AttachMode, Standing, detach_clsact};
 pub use flows::FlowWatch;
 pub use maps::{Maps, Snapshot};
 pub use pins::{PinDir, abandoned, is_in_use, maps_folder, remove_all as remove_pins};
@@ -203,9 +203,9 @@ impl Kernel {
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, interface)
     }
 
-    /// Whether both programs are still on the interface: somebody may have taken them off.
-    pub fn is_attached(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<bool> {
-        attach::is_attached(&mut self.ebpf, self.mode, ifindex, interface)
+    /// Whether both programs are still on the interface, and first: somebody may have taken them off, or put others in front.
+    pub fn standing(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<Standing> {
+        attach::standing(&mut self.ebpf, self.mode, ifindex, interface)
     }
 
     /// Takes both programs off the interface (which may be gone already).

@@ -59,11 +59,12 @@ impl Counter {
         bpf(OBJ_PIN, &Attributes::of(&[&addresses(&[path.as_ptr().addr()]), &fd])).map(drop)
     }
 
-    /// Behind all that is there. Ends when the link is dropped.
-    pub fn attach_tcx(&self, ifindex: u32, egress: bool) -> io::Result<File> {
+    /// Behind all that is there, or in front of it. Ends when the link is dropped.
+    pub fn attach_tcx(&self, ifindex: u32, egress: bool, first: bool) -> io::Result<File> {
         let place = if egress { 47 } else { 46 };
+        let before = if first { 1 << 3 } else { 0 };
         let program = self.program.as_raw_fd().cast_unsigned();
-        open(LINK_CREATE, &Attributes::of(&[&words(&[program, ifindex, place])]))
+        open(LINK_CREATE, &Attributes::of(&[&words(&[program, ifindex, place, before])]))
     }
 
     pub fn count(&self) -> io::Result<u64> {

@@ -1,13 +1,14 @@
 //! Programs of others on the interfaces of our pods: they go on, and none of them can hide ours.
 
 use std::fs::File;
+use std::time::Duration;
 
 use palisade_tests::lab::agent::palisade;
 use palisade_tests::lab::probe::{Connection, DEADLINE};
 use palisade_tests::lab::{Pod, Transport, probe::Probe};
 
 use crate::counter::Counter;
-use crate::scene::{AT_ONCE, Scene};
+use crate::scene::{AT_ONCE, Scene, eventually};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
@@ -64,6 +65,26 @@ fn play(ours: &str, kind: Kind, first: bool) {
     assert!(later[0] < last[0] && later[1] < last[1], "{when}: theirs outlives ours: {later:?} {last:?}");
 }
 
+/// What is put in front of ours on purpose can hide it: that is told while it is so.
+#[test]
+fn a_program_in_front_is_told_of() {
+    // The agent looks every ten seconds.
+    const LOOKED: Duration = Duration::from_secs(25);
+    let scene = Scene::new("front");
+    let [a, _, _] = &scene.pods;
+    let agent = scene.start();
+    let told = || {
+        let faults = scene.endpoints()["faults"].clone();
+        let messages = faults.as_array().into_iter().flatten().filter_map(|fault| fault["message"].as_str());
+        messages.filter(|it| it.contains("in front") && it.contains(&*a.host_interface)).count()
+    };
+    let counter = Counter::load().expect("the kernel takes it");
+    let link = attach_tcx(&scene, &counter, &a.host_interface, true, true).expect("a link");
+    assert!(eventually(LOOKED, || told() == 1), "{}\n{}", scene.endpoints(), agent.log_text());
+    drop(link);
+    assert!(eventually(LOOKED, || told() == 0), "{}", scene.endpoints());
+}
+
 fn reaches(from: &Pod, to: &Pod, port: u16) -> [bool; 2] {
     let ask = |address| Probe::new(&from.netns, Transport::Tcp, address, port).ask_within(AT_ONCE).reached();
     [ask(to.ipv4()), ask(to.ipv6())]
@@ -78,7 +99,7 @@ impl Theirs {
             counter.pin(&pin).expect("a bpffs");
             for interface in scene.pods.iter().map(|pod| &*pod.host_interface) {
                 if kind == Kind::Tcx {
-                    let link = attach_tcx(scene, counter, interface, direction == "egress");
+                    let link = attach_tcx(scene, counter, interface, direction == "egress", false);
                     links.push(link.expect("a link"));
                     continue;
                 }
@@ -100,12 +121,18 @@ impl Theirs {
     }
 }
 
-/// On an interface of the node, behind all that is there.
-pub fn attach_tcx(scene: &Scene, counter: &Counter, interface: &str, egress: bool) -> std::io::Result<File> {
+/// On an interface of the node, behind all that is there or in front of it.
+pub fn attach_tcx(
+    scene: &Scene,
+    counter: &Counter,
+    interface: &str,
+    egress: bool,
+    first: bool,
+) -> std::io::Result<File> {
     scene.node.netns.run(|| {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
         let index = rustix::net::netdevice::name_to_index(&socket, interface)?;
-        counter.attach_tcx(index, egress)
+        counter.attach_tcx(index, egress, first)
     })
 }
 

@@ -148,7 +148,7 @@ fn a_program_that_cannot_be_attached_is_told_of_and_tried_again() {
     // As many as the hook takes (BPF_MPROG_MAX), so that there is no room for ours at what is sent to b.
     let crowd: Vec<_> = std::iter::from_fn(|| {
         let counter = Counter::load().expect("the kernel takes it");
-        let link = attach_tcx(&scene, &counter, &b.host_interface, true).ok()?;
+        let link = attach_tcx(&scene, &counter, &b.host_interface, true, false).ok()?;
         Some((counter, link))
     })
     .collect();
