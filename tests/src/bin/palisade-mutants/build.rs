@@ -24,7 +24,7 @@ pub struct Program {
 }
 
 /// Builds all test programs; marks the mutants that do not type-check.
-pub fn build(tree: &Tree, files: &[File], mutants: &mut [Mutant]) -> Result<Vec<Program>> {
+pub fn build(tree: &Tree, files: &[File], mutants: &mut [Mutant], jobs: usize) -> Result<Vec<Program>> {
     for round in 1..=ROUNDS_MAX {
         let mut places = HashMap::new();
         for file in files {
@@ -32,20 +32,20 @@ pub fn build(tree: &Tree, files: &[File], mutants: &mut [Mutant]) -> Result<Vec<
             tree.write(file, &text)?;
             places.insert(file.path.as_str(), found);
         }
-        let messages = cargo(tree, &["build", "-p", "palisade-common", "-p", "palisade", "--lib"])?;
+        let messages = cargo(tree, jobs, &["build", "-p", "palisade-common", "-p", "palisade", "--lib"])?;
         let faults = faults(&messages, &places)?;
         println!("round {round}: {} mutants do not type-check", faults.len());
         if faults.is_empty() {
-            let unit = cargo(tree, &["test", "--no-run", "-p", "palisade-common", "-p", "palisade", "--lib"])?;
+            let unit = cargo(tree, jobs, &["test", "--no-run", "-p", "palisade-common", "-p", "palisade", "--lib"])?;
             let judges = ["test", "--no-run", "-p", "palisade-tests", "--test", "judges", "--test", "instant"];
-            return programs(&[unit, cargo(tree, &judges)?].concat());
+            return programs(&[unit, cargo(tree, jobs, &judges)?].concat());
         }
         faults.into_iter().for_each(|number| mutants[number].unviable = true);
     }
     bail!("after {ROUNDS_MAX} rounds there still are mutants that do not type-check")
 }
 
-fn cargo(tree: &Tree, arguments: &[&str]) -> Result<Vec<Value>> {
+fn cargo(tree: &Tree, jobs: usize, arguments: &[&str]) -> Result<Vec<Value>> {
     // Only the crates of the workspace are built with it: others need not be built anew.
     let wrapper = folder().join("rustc");
     fs::write(&wrapper, "#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec \"$@\"\n")?;
@@ -53,7 +53,7 @@ fn cargo(tree: &Tree, arguments: &[&str]) -> Result<Vec<Value>> {
     let output = Command::new("cargo")
         .current_dir(&tree.root)
         .args(arguments)
-        .args(["--message-format=json", "--quiet", "--target-dir"])
+        .args(["--message-format=json", "--quiet", "--jobs", &jobs.to_string(), "--target-dir"])
         .arg(folder().join("target"))
         .env("RUSTC_WORKSPACE_WRAPPER", wrapper)
         .stderr(Stdio::inherit())

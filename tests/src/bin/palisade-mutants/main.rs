@@ -12,8 +12,10 @@ mod suite;
 mod tree;
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -23,11 +25,12 @@ use schemata::{File, Mutant};
 use suite::Fate;
 
 const USAGE: &str = "\
-usage: cargo xtask mutants [--file F] [--sample N] [--survivors] [--report | --list]
+usage: cargo xtask mutants [--file F] [--sample N] [--survivors] [--jobs N] [--report | --list]
 
   --file F       only files whose path contains F
   --sample N     only N of them, chosen at random (the same ones each time)
   --survivors    only those that no run has killed yet; a run that was cut short goes on
+  --jobs N       so many tests at a time; as many as there are processors, if it is not given
   --report       tells what the last runs found, and runs nothing
   --list         names them, and runs nothing
 ";
@@ -37,6 +40,7 @@ struct Options {
     file: String,
     sample: Option<usize>,
     survivors: bool,
+    jobs: Option<NonZeroUsize>,
     list: bool,
     report: bool,
 }
@@ -61,6 +65,7 @@ fn options() -> Result<Options> {
             "--file" => options.file = value()?,
             "--sample" => options.sample = Some(value()?.parse().context("--sample takes a number")?),
             "--survivors" => options.survivors = true,
+            "--jobs" => options.jobs = Some(value()?.parse().context("--jobs takes a number")?),
             "--list" => options.list = true,
             "--report" => options.report = true,
             _ => bail!("{USAGE}"),
@@ -89,10 +94,11 @@ fn run(options: &Options) -> Result<bool> {
     if options.survivors {
         mutants.iter_mut().for_each(|mutant| mutant.unviable = outcome.is_unviable(mutant));
     }
+    let jobs = options.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let tree = tree::Tree::copied()?;
-    let programs = build::build(&tree, &files, &mut mutants)?;
+    let programs = build::build(&tree, &files, &mut mutants, jobs)?;
     println!("built after {:.0} s", start.elapsed().as_secs_f64());
-    let tests = suite::measured(&programs)?;
+    let tests = suite::measured(&programs, jobs)?;
     println!("{} tests reach mutants; measured after {:.0} s", tests.len(), start.elapsed().as_secs_f64());
     let chosen = chosen(options, &mutants, &outcome);
     let outcome = Mutex::new(outcome);
@@ -102,7 +108,7 @@ fn run(options: &Options) -> Result<bool> {
     let (quick, slow) = suite::parted(&tests);
     let mut living = chosen.clone();
     for tests in [quick, slow] {
-        let fates = suite::in_parallel(&living, |_, &number| -> Result<bool> {
+        let fates = suite::in_parallel(jobs, &living, |_, &number| -> Result<bool> {
             let fate = suite::fate(number, tests)?;
             let dies = fate.is_death();
             if dies {

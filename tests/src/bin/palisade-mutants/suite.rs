@@ -61,7 +61,7 @@ impl Fate {
 }
 
 /// Runs each test of its own, and notes what it reaches.
-pub fn measured(programs: &[Program]) -> Result<Vec<Test>> {
+pub fn measured(programs: &[Program], jobs: usize) -> Result<Vec<Test>> {
     let mut named = Vec::new();
     for program in programs {
         let listed =
@@ -70,7 +70,7 @@ pub fn measured(programs: &[Program]) -> Result<Vec<Test>> {
         named
             .extend(text.lines().filter_map(|line| line.strip_suffix(": test")).map(|name| (program, name.to_owned())));
     }
-    let tests = in_parallel(&named, |position, (program, name)| -> Result<Test> {
+    let tests = in_parallel(jobs, &named, |position, (program, name)| -> Result<Test> {
         let program: &Program = program;
         let record = folder().join(format!("reached-{position}"));
         let _ = fs::remove_file(&record);
@@ -172,12 +172,12 @@ fn run(mutant: usize, group: &[&Test]) -> Result<Option<bool>> {
     })
 }
 
-/// As many at a time as the machine has processors.
-pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
+/// `jobs` of them at a time.
+pub fn in_parallel<T: Sync, R: Send>(jobs: usize, items: &[T], work: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
     thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+        for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
                     let position = next.fetch_add(1, Ordering::Relaxed);

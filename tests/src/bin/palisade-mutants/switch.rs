@@ -24,6 +24,7 @@ static RECORD: LazyLock<File> = LazyLock::new(|| {
 });
 
 /// Whether a mutant is on: `MUTANT` has its number. At compile time none is.
+#[inline(always)]
 pub const fn on(number: u32) -> bool {
     std::intrinsics::const_eval_select((number,), never, asked)
 }
@@ -32,21 +33,24 @@ const fn never(_: u32) -> bool {
     false
 }
 
+/// Asked at every turn: one load and two comparisons, where the test runs a mutant.
+#[inline(always)]
 fn asked(number: u32) -> bool {
-    match ACTIVE.load(Ordering::Relaxed) {
-        UNKNOWN => {
-            learn();
-            asked(number)
-        }
-        RECORDING => {
-            record(number);
-            false
-        }
-        active => active == number,
-    }
+    let active = ACTIVE.load(Ordering::Relaxed);
+    if active < RECORDING { active == number } else { asked_otherwise(number, active) }
 }
 
 #[cold]
+#[inline(never)]
+fn asked_otherwise(number: u32, active: u32) -> bool {
+    if active == UNKNOWN {
+        learn();
+        return asked(number);
+    }
+    record(number);
+    false
+}
+
 fn learn() {
     let active = match std::env::var("MUTANT") {
         Ok(text) => text.parse().expect("MUTANT is a number"),
