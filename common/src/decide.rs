@@ -201,3 +201,5 @@ pub fn icmp_error<B: Bytes, T: Tables>(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::stub;

@@ -1,9 +1,14 @@
-//! The budget of mid-stream admissions; whose address it is.
+//! The budget of mid-stream admissions; whose address it is; look-ups that have to agree.
+
+pub(crate) mod stub;
 
 use super::*;
-use crate::layout::{Address, EndpointRecord, EndpointStats, endpoint_flag};
+use crate::layout::{
+    Address, CLASS_ASK_CIDR, EndpointRecord, EndpointStats, PORTS_ALL, RuleValue, TableRef, Versioned, endpoint_flag,
+};
 use crate::parse::{Bytes, Packet, V4, V6, packet_trait};
 use crate::verdict::Reason;
+use stub::{Script, Stub};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -138,5 +143,52 @@ fn a_closed_endpoint_with_an_address_sends_from_it() {
         let (v4_count, v6_count) = counts;
         let record = EndpointRecord { flags: endpoint_flag::CLOSED, v4_count, v6_count, ..EndpointRecord::default() };
         assert_eq!(guard::admission_from_pod(&Frame(&[]), &packet, &record), wanted, "{counts:?}");
+    }
+}
+
+#[test]
+fn an_answer_names_the_rule_that_admits() {
+    assert_eq!((Answer::NONE.is_allowed(), Answer::NONE.rule()), (false, None));
+    assert_eq!((Answer::ALLOWED.is_allowed(), Answer::ALLOWED.rule()), (true, Some(0)));
+}
+
+/// The class of an address is believed when two look-ups agree, or at the third; that there is none, at once.
+#[test]
+fn a_class_is_read_until_two_look_ups_agree() {
+    const ASK: u32 = CLASS_ASK_CIDR;
+    for (found, class, looks) in [
+        (&[None, Some(5), Some(5)][..], 0, 1),
+        (&[Some(5), Some(5), Some(6)], 5, 2),
+        (&[Some(5), Some(6), Some(6), Some(7)], 6, 3),
+        (&[Some(5), Some(6), Some(7), Some(8)], 7, 3),
+        (&[Some(5), None, Some(5)], 0, 2),
+        (&[Some(ASK), Some(5), Some(5), Some(6)], 5, 3),
+        (&[Some(ASK), Some(ASK), Some(5)], 0, 2),
+    ] {
+        let tables = Stub { exact: Script::new(found.iter().map(|it| it.map(Versioned::constant))), ..Stub::default() };
+        let table = TableRef { table: 1, default: RuleValue { ports: PORTS_ALL, ..RuleValue::default() } };
+        let question = Question { peer: Address::v4(9), table, epoch: 3, port: 80, protocol: 6, family: V4 };
+        assert_eq!(answer(&tables, &question).class(), class, "{found:?}");
+        assert_eq!(found.len() - tables.exact.left(), looks, "{found:?}");
+    }
+}
+
+/// For other packets to believe, two look-ups have to agree on the record, and it has to be the interface's.
+#[test]
+fn a_hint_is_what_two_look_ups_said() {
+    let endpoint = |index| Some(Versioned { since: 4, before: 9, after: index });
+    for (found, record, hinted) in [
+        (&[endpoint(0), endpoint(0)][..], Some(0), true),
+        (&[endpoint(0), endpoint(1)], Some(0), false),
+        (&[endpoint(1)], None, false),
+        (&[endpoint(2)], None, false),
+        (&[None], None, false),
+    ] {
+        let records = [7, 8].map(|ifindex| EndpointRecord { ifindex, ..EndpointRecord::default() });
+        let endpoints = Script::new(found.iter().copied());
+        let tables = Stub { endpoints, records: records.into(), ..Stub::default() };
+        let own = record_of(&tables, 7, 4).map(|record| record.ifindex);
+        assert_eq!(own, record.map(|_: u32| 7), "{found:?}");
+        assert_eq!(*tables.hints.borrow() == [(7, 4, 0)], hinted, "{found:?}: {:?}", tables.hints);
     }
 }

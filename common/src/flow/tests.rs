@@ -1,8 +1,7 @@
-//! The key of a flow is the same from both ends; how long an entry is remembered; when a connection is over.
-
-use core::cell::Cell;
+//! The key of a flow is the same from both ends; how long an entry is remembered; when a connection is over; what is an answer.
 
 use super::*;
+use crate::decide::stub::{Entry, Stub};
 use crate::parse::{V4, V6, tcp_flag};
 
 fn packet(family: u8, protocol: u8, ends: [(Address, u16); 2]) -> Packet {
@@ -53,63 +52,6 @@ fn other_flows_have_other_keys() {
     ];
     for other in others {
         assert_ne!(key(&other).0, base, "{other:?}");
-    }
-}
-
-/// An entry by itself.
-struct Entry(Cell<FlowValue>);
-
-impl Entry {
-    fn new(flags: u32, seen: u64) -> Self {
-        Self(Cell::new(FlowValue { flags, seen, ..FlowValue::default() }))
-    }
-
-    fn change(&self, change: impl FnOnce(&mut FlowValue)) {
-        let mut value = self.0.get();
-        change(&mut value);
-        self.0.set(value);
-    }
-}
-
-impl FlowEntry for Entry {
-    fn value(&self) -> FlowValue {
-        self.0.get()
-    }
-
-    fn judged(&self, opener: usize, role: usize) -> Judgement {
-        self.0.get().judged[opener][role]
-    }
-
-    fn flags(&self) -> u32 {
-        self.0.get().flags
-    }
-
-    fn seen(&self) -> u64 {
-        self.0.get().seen
-    }
-
-    fn fin_next(&self, sender: usize) -> u32 {
-        self.0.get().fin_next[sender]
-    }
-
-    fn revoked(&self) -> u32 {
-        self.0.get().revoked
-    }
-
-    fn set_seen(&self, seen: u64) {
-        self.change(|value| value.seen = seen);
-    }
-
-    fn set_flags(&self, flags: u32) {
-        self.change(|value| value.flags = flags);
-    }
-
-    fn set_fin_next(&self, sender: usize, next: u32) {
-        self.change(|value| value.fin_next[sender] = next);
-    }
-
-    fn set_revoked(&self, revoked: u32) {
-        self.change(|value| value.revoked = revoked);
     }
 }
 
@@ -197,4 +139,99 @@ fn only_empty_last_words_answer_on_a_closed_connection() {
 fn the_number_after_a_fin() {
     let fin = |tcp_sequence, payload| tcp::fin_next(&Packet { tcp_sequence, payload, ..Packet::default() });
     assert_eq!((fin(10, 0), fin(10, 5), fin(u32::MAX, 0), fin(u32::MAX - 5, 9)), (11, 16, 0, 4));
+}
+
+/// Only the end of a connection and what has silenced it for a while are worth a new time.
+#[test]
+fn the_time_of_an_entry_is_written_when_it_matters() {
+    const THEN: u64 = 5 * SECOND;
+    let record = EndpointRecord::default();
+    let (ack, fin, rst) = (tcp_flag::ACK, tcp_flag::FIN, tcp_flag::RST);
+    for (name, flags, silent, tcp_flags, forward, written) in [
+        ("its opener's, at once", 0, SEEN_GRANULARITY, ack, true, false),
+        ("its opener's", 0, SEEN_GRANULARITY + 1, ack, true, true),
+        ("an answer", 0, SEEN_GRANULARITY + 1, ack, false, true),
+        ("an answer to what is not confirmed", flow_flag::UNCONFIRMED, SEEN_GRANULARITY + 1, ack, false, false),
+        ("an answer to what is ending", flow_flag::RESET_SEEN, SEEN_GRANULARITY + 1, ack, false, false),
+        ("a FIN, at once", 0, 0, fin, false, false),
+        ("a reset, at once", 0, 1, rst, false, true),
+        ("another reset", flow_flag::RESET_SEEN, 1, rst, false, false),
+    ] {
+        let mut packet = packet(V4, protocol::TCP, [(Address::v4(1), 80), (Address::v4(2), 4000)]);
+        packet.tcp_flags = tcp_flags;
+        let tables = Stub { now: THEN + silent, ..Stub::default() };
+        let at = At::new(&tables, &record, &packet, 1, Hook::ToPod);
+        let entry = Entry::new(flow_flag::OPENED | flags, THEN);
+        note(&at, &entry, forward);
+        assert_eq!(entry.seen(), if written { THEN + silent } else { THEN }, "{name}");
+    }
+}
+
+/// A datagram to a pod is no answer where its sender let it out as an opening and did not admit what it would answer. Connections
+/// have one opener, and a pod's own judgements are not asked about its own packets.
+#[test]
+fn what_answers() {
+    const EPOCH: u32 = 7;
+    let record = EndpointRecord { generation: 3, ..EndpointRecord::default() };
+    let (made, older, never) = (
+        Judgement { epoch: EPOCH, generation: 9 },
+        Judgement { epoch: EPOCH - 1, generation: 9 },
+        Judgement { epoch: EPOCH, generation: 0 },
+    );
+    for (protocol, hook, let_out, admitted, wanted) in [
+        (protocol::UDP, Hook::ToPod, made, never, false),
+        (protocol::UDP, Hook::ToPod, made, older, false),
+        (protocol::UDP, Hook::ToPod, made, made, true),
+        (protocol::UDP, Hook::ToPod, older, never, true),
+        (protocol::UDP, Hook::ToPod, never, never, true),
+        (protocol::UDP, Hook::FromPod, made, never, true),
+        (protocol::TCP, Hook::ToPod, made, never, true),
+        (protocol::TCP, Hook::FromPod, made, never, true),
+    ] {
+        let packet = packet(V4, protocol, [(Address::v4(1), 80), (Address::v4(2), 4000)]);
+        let tables = Stub::default();
+        let at = At::new(&tables, &record, &packet, EPOCH, hook);
+        let mut value = FlowValue::default();
+        value.judged[at.sender][EGRESS] = let_out;
+        value.judged[1 - at.sender][INGRESS] = admitted;
+        assert_eq!(is_reply(&at, &Entry::of(value)), wanted, "{protocol}, {hook:?}, {let_out:?}, {admitted:?}");
+    }
+}
+
+/// Of a closed endpoint only what answers its node passes.
+#[test]
+fn a_closed_endpoint_answers_its_node_alone() {
+    let record = EndpointRecord { generation: 3, ..EndpointRecord::default() };
+    let own = Judgement { epoch: 1, generation: 3 };
+    let former = Judgement { epoch: 1, generation: 2 };
+    let node = flow_flag::NODE;
+    for (name, flags, judged, now, protocol, hook, wanted) in [
+        ("an answer to the node", node, own, 1, protocol::UDP, Hook::FromPod, Reason::Reply),
+        ("an answer to another", 0, own, 1, protocol::UDP, Hook::FromPod, Reason::Closed),
+        ("an answer by the pod before", node, former, 1, protocol::UDP, Hook::FromPod, Reason::Closed),
+        ("an answer too late", node, own, 999, protocol::UDP, Hook::FromPod, Reason::Closed),
+        ("to the pod", node, own, 1, protocol::UDP, Hook::ToPod, Reason::Closed),
+        (
+            "on a connection that is over",
+            node | flow_flag::RESET,
+            own,
+            20,
+            protocol::TCP,
+            Hook::FromPod,
+            Reason::Closed,
+        ),
+    ] {
+        let packet = packet(V4, protocol, [(Address::v4(1), 80), (Address::v4(2), 4000)]);
+        let tables = Stub { now: now * SECOND, ..Stub::default() };
+        let at = At::new(&tables, &record, &packet, 1, hook);
+        assert_eq!(closed(&at), Reason::Closed, "{name}: nothing is known yet");
+        let mut value = FlowValue { flags, seen: SECOND, ..FlowValue::default() };
+        value.judged[1 - at.sender][INGRESS] = judged;
+        tables.put_flow(&at.key, &value, true);
+        assert_eq!(closed(&at), wanted, "{name}");
+        for not_an_answer in [packet_trait::OPENING, packet_trait::FRAGMENT_LATER, packet_trait::ICMP_ERROR] {
+            let packet = Packet { traits: not_an_answer, ..packet };
+            assert_eq!(closed(&At { packet: &packet, ..at }), Reason::Closed, "{name}, {not_an_answer:#x}");
+        }
+    }
 }

@@ -1,0 +1,196 @@
+//! Tables of which a test says what each look-up finds, in turn; and one flow by itself.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::vec::Vec;
+
+use crate::decide::{Answer, FlowEntry, Question, Tables};
+use crate::layout::{
+    Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, RuleKey, RuleValue, Versioned,
+};
+use crate::parse::Packet;
+use crate::verdict::Hook;
+
+/// What is found by one look-up after the other.
+#[derive(Default)]
+pub struct Script<A>(RefCell<VecDeque<A>>);
+
+impl<A> Script<A> {
+    pub fn new(answers: impl IntoIterator<Item = A>) -> Self {
+        Self(RefCell::new(answers.into_iter().collect()))
+    }
+
+    pub fn left(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    fn next(&self) -> A {
+        self.0.borrow_mut().pop_front().expect("nobody looks that often")
+    }
+}
+
+#[derive(Default)]
+pub struct Stub {
+    pub epoch: Cell<u32>,
+    pub endpoints: Script<Option<Versioned>>,
+    pub exact: Script<Option<Versioned>>,
+    pub records: Vec<EndpointRecord>,
+    /// Interface, epoch and record index.
+    pub hints: RefCell<Vec<(u32, u32, u32)>>,
+    pub flow: RefCell<Option<(FlowKey, Entry)>>,
+    pub now: u64,
+    pub keeps: bool,
+    pub pressure: bool,
+    pub listens: Option<bool>,
+    pub connected: Option<bool>,
+    /// Numbers of the tables in which a rule admits everything.
+    pub admitting: Vec<u32>,
+}
+
+impl Tables for Stub {
+    type Flow<'a> = Entry;
+
+    fn epoch(&self) -> u32 {
+        self.epoch.get()
+    }
+
+    fn endpoint(&self, _ifindex: u32) -> Option<Versioned> {
+        self.endpoints.next()
+    }
+
+    fn hint(&self, _ifindex: u32, _epoch: u32) -> Option<u32> {
+        None
+    }
+
+    fn put_hint(&self, ifindex: u32, epoch: u32, index: u32) {
+        self.hints.borrow_mut().push((ifindex, epoch, index));
+    }
+
+    fn record(&self, index: u32) -> Option<&EndpointRecord> {
+        self.records.get(index as usize)
+    }
+
+    fn class_exact(&self, _family: u8, _address: &Address) -> Option<Versioned> {
+        self.exact.next()
+    }
+
+    fn class_cidr(&self, _family: u8, _address: &Address) -> Option<Versioned> {
+        None
+    }
+
+    fn rule(&self, _key: &RuleKey) -> Option<RuleValue> {
+        None
+    }
+
+    fn port(&self, _ports: u32, _protocol: u8, _port: u16) -> Option<u32> {
+        None
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<Entry> {
+        self.flow.borrow().as_ref().filter(|(own, _)| own == key).map(|(_, entry)| entry.clone())
+    }
+
+    fn put_flow(&self, key: &FlowKey, value: &FlowValue, _new: bool) -> bool {
+        *self.flow.borrow_mut() = Some((*key, Entry::of(*value)));
+        true
+    }
+
+    fn fragment(&self, _key: &FragmentKey) -> Option<FragmentValue> {
+        None
+    }
+
+    fn put_fragment(&self, _key: &FragmentKey, _value: &FragmentValue) -> bool {
+        false
+    }
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn pressure(&self, _now: u64) -> bool {
+        self.pressure
+    }
+
+    fn keeps_existing(&self) -> bool {
+        self.keeps
+    }
+
+    fn listens(&self, _record: &EndpointRecord, _packet: &Packet, _hook: Hook) -> Option<bool> {
+        self.listens
+    }
+
+    fn is_connected(&self, _record: &EndpointRecord, _packet: &Packet, _hook: Hook) -> Option<bool> {
+        self.connected
+    }
+
+    fn take_midstream(&self, _number: u32, _now: u64) -> bool {
+        true
+    }
+
+    fn answer(&self, question: &Question) -> Answer {
+        if self.admitting.contains(&question.table.table) { Answer::ALLOWED } else { Answer::NONE }
+    }
+}
+
+/// An entry of FLOWS.
+#[derive(Clone, Debug)]
+pub struct Entry(Rc<Cell<FlowValue>>);
+
+impl Entry {
+    pub fn new(flags: u32, seen: u64) -> Self {
+        Self::of(FlowValue { flags, seen, ..FlowValue::default() })
+    }
+
+    pub fn of(value: FlowValue) -> Self {
+        Self(Rc::new(Cell::new(value)))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut FlowValue)) {
+        let mut value = self.0.get();
+        change(&mut value);
+        self.0.set(value);
+    }
+}
+
+impl FlowEntry for Entry {
+    fn value(&self) -> FlowValue {
+        self.0.get()
+    }
+
+    fn judged(&self, opener: usize, role: usize) -> Judgement {
+        self.0.get().judged[opener][role]
+    }
+
+    fn flags(&self) -> u32 {
+        self.0.get().flags
+    }
+
+    fn seen(&self) -> u64 {
+        self.0.get().seen
+    }
+
+    fn fin_next(&self, sender: usize) -> u32 {
+        self.0.get().fin_next[sender]
+    }
+
+    fn revoked(&self) -> u32 {
+        self.0.get().revoked
+    }
+
+    fn set_seen(&self, seen: u64) {
+        self.change(|value| value.seen = seen);
+    }
+
+    fn set_flags(&self, flags: u32) {
+        self.change(|value| value.flags = flags);
+    }
+
+    fn set_fin_next(&self, sender: usize, next: u32) {
+        self.change(|value| value.fin_next[sender] = next);
+    }
+
+    fn set_revoked(&self, revoked: u32) {
+        self.change(|value| value.revoked = revoked);
+    }
+}
