@@ -193,3 +193,6 @@ pub(crate) fn arp_from_pod<B: Bytes>(bytes: &B, packet: &Packet, record: &Endpoi
     let own_sender = if sender.v4_word() == 0 { owns(record, V4, &target) } else { owns(record, V4, &sender) };
     if sender_mac == mac(record) && own_sender { Reason::Neighbour } else { Reason::SpoofedNeighbour }
 }
+
+#[cfg(test)]
+mod tests;
