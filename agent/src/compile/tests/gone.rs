@@ -48,6 +48,23 @@ fn emptied(limits: Limits, seeds: std::ops::Range<u64>) {
     }
 }
 
+/// Pods that no selector can match cost nothing: of a large cluster's finished pods there may be more than of others.
+#[test]
+fn nothing_is_kept_of_pods_that_are_no_peers() {
+    let lines = "ns a\npod a/s ip=10.0.0.5 node=n app=s\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#a/s\ncomplete\n\
+                 policy a/p app=s in(app=w|*) out(app=w|TCP/http)";
+    let peers = |pod: &str| {
+        let world = World::new(&format!("{lines}\n{pod}"), Limits::default());
+        memory(&world.compiler).swap_remove(1)
+    };
+    let pod = "pod a/w app=w port=http/TCP/80";
+    let nothing = peers("");
+    for unmatched in [format!("{pod} ip=10.1.1.1 host"), format!("{pod} ip=10.1.1.1 finished"), pod.to_owned()] {
+        assert_eq!(peers(&unmatched), nothing, "{unmatched}");
+    }
+    assert_ne!(peers(&format!("{pod} ip=10.1.1.1")), nothing);
+}
+
 #[test]
 fn nothing_is_kept_of_what_has_gone() {
     emptied(Limits::default(), 1..200);

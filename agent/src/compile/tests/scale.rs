@@ -48,6 +48,22 @@ fn a_policy_that_says_the_same_changes_nothing() {
     assert_eq!(size(&world.apply("policy b/z . in(app=w1+@1.2.3.0/24|TCP/2)").delta), 0);
 }
 
+/// A row is there only where a class differs from everybody.
+#[test]
+fn what_everybody_may_use_has_no_row() {
+    for (policy, rows) in [
+        ("in(*|TCP/1) in(app=w|TCP/1)", 0),
+        ("in(*|TCP/1-9) in(app=w|TCP/2)", 0),
+        ("in(*|*) in(app=w|TCP/1)", 0),
+        ("in(app=w|-)", 0),
+        ("in(*|TCP/1) in(app=w|TCP/2)", 1),
+    ] {
+        let world =
+            World::new(&format!("{SUBJECT}pod a/w ip=10.1.1.1 app=w\npolicy a/p . {policy}"), Limits::default());
+        assert_eq!(world.compiler.tables().rules.len(), rows, "{policy}");
+    }
+}
+
 #[test]
 fn many_rules_and_blocks() {
     let mut policy = "policy a/p . ".to_owned();

@@ -3,6 +3,7 @@
 
 mod flight;
 mod interleaving;
+mod settings;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
