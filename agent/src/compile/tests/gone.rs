@@ -65,6 +65,21 @@ fn nothing_is_kept_of_pods_that_are_no_peers() {
     assert_ne!(peers(&format!("{pod} ip=10.1.1.1")), nothing);
 }
 
+/// While the classes of its rows stay, as others ask for them too.
+#[test]
+fn nothing_is_kept_of_a_table_that_has_gone() {
+    let lines = "ns a\npod a/w ip=10.1.1.1 app=w\ncomplete
+        pod a/s ip=10.0.0.5 node=n app=s\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#a/s
+        pod a/t ip=10.0.0.6 node=n app=t\nveth 6 mac=6 ip=10.0.0.6/24 pod=a/t#a/t
+        policy a/p app=s in(app=w|TCP/1)\npolicy a/o app=t out()";
+    let mut world = World::new(lines, Limits::default());
+    let before = memory(&world.compiler);
+    world.apply("policy a/q app=t in(app=w|TCP/2)");
+    assert_ne!(memory(&world.compiler), before);
+    world.apply("-policy a/q");
+    assert_eq!(memory(&world.compiler), before);
+}
+
 #[test]
 fn nothing_is_kept_of_what_has_gone() {
     emptied(Limits::default(), 1..200);
