@@ -192,3 +192,71 @@ fn a_hint_is_what_two_look_ups_said() {
         assert_eq!(*tables.hints.borrow() == [(7, 4, 0)], hinted, "{found:?}: {:?}", tables.hints);
     }
 }
+
+/// A packet is judged again once if the epoch has moved, and given up if it has moved again.
+#[test]
+fn a_packet_is_judged_twice_at_most() {
+    for (epochs, wanted) in
+        [(&[1, 1, 2][..], Reason::Closed), (&[1, 2, 2, 2, 3], Reason::Closed), (&[1, 2, 2, 3, 3, 3], Reason::Unsettled)]
+    {
+        let tables = Stub { epochs: Script::new(epochs.iter().copied()), epoch: 9, ..Stub::default() };
+        let meeting = Meeting { hook: Hook::FromPod, ifindex: 7, from_node: false };
+        let packet = Packet::default();
+        assert_eq!(decide(&Frame(&[]), || &packet, &tables, meeting).reason(), wanted, "{epochs:?}");
+        let left = if wanted == Reason::Closed { 1 } else { 2 };
+        assert_eq!(tables.epochs.left(), left, "{epochs:?}");
+    }
+}
+
+/// As a register holds them between the parts of a kernel program.
+#[test]
+fn rulings_and_answers_are_numbers_on_the_way() {
+    for class in [0, 1, 0x8000_0001, u32::MAX] {
+        for &reason in Reason::ALL {
+            let ruling = Ruling::new(reason, class);
+            for ruling in [ruling, ruling.remembering(false), ruling.remembering(true)] {
+                let back = Ruling::from_bits(ruling.to_bits());
+                assert_eq!((back, back.reason(), back.class()), (ruling, reason, class));
+                assert_eq!((back.reason_number(), back.passes()), (reason as u8, reason.passes()));
+            }
+            assert_eq!((ruling.remembers(), ruling.is_forward()), (false, false));
+            for forward in [false, true] {
+                let ruling = ruling.remembering(forward);
+                assert_eq!((ruling.remembers(), ruling.is_forward()), (true, forward));
+            }
+        }
+    }
+    for answer in [Answer::NONE, Answer::ALLOWED] {
+        assert_eq!(Answer::from_bits(answer.to_bits()), answer);
+    }
+    assert_ne!(Answer::NONE.to_bits(), Answer::ALLOWED.to_bits());
+}
+
+/// Each of the places of a record's addresses counts, and no other.
+#[test]
+fn an_address_is_own_in_any_place() {
+    let mut record = EndpointRecord::default();
+    for place in 0..record.v4.len() {
+        record.v4[place] = u32::from_ne_bytes([10, 0, 0, 1 + place as u8]);
+        record.v4_broadcast[place] = u32::from_ne_bytes([10, 0, place as u8, 255]);
+        record.v6[place] = Address::v6([0xfd, 0, 0, 1 + place as u32]);
+    }
+    let is_own = |address: [u8; 4]| guard::owns(&record, V4, &Address::v4(u32::from_ne_bytes(address)));
+    let is_told = |destination: [u8; 4]| {
+        let destination = Address::v4(u32::from_ne_bytes(destination));
+        let packet = Packet { family: V4, traits: packet_trait::IP, destination, ..Packet::default() };
+        guard::admission_to_pod(&packet, &record) != Some(Reason::NotForPod)
+    };
+    for place in 0..4 {
+        assert!(is_own([10, 0, 0, 1 + place]) && is_told([10, 0, 0, 1 + place]), "{place}");
+        assert!(is_told([10, 0, place, 255]) && !is_own([10, 0, place, 255]), "{place}");
+        assert!(guard::owns(&record, V6, &Address::v6([0xfd, 0, 0, 1 + u32::from(place)])), "{place}");
+    }
+    assert!(!is_own([10, 0, 0, 9]) && !is_own([0; 4]));
+    assert!(!guard::owns(&record, V6, &Address::v6([0xfd, 0, 0, 9])));
+    for (destination, wanted) in
+        [([224, 0, 0, 1], true), ([239, 9, 9, 9], true), ([240, 0, 0, 1], false), ([255; 4], true), ([0; 4], false)]
+    {
+        assert_eq!(is_told(destination), wanted, "{destination:?}");
+    }
+}

@@ -1,5 +1,7 @@
 //! The key of a flow is the same from both ends; how long an entry is remembered; when a connection is over; what is an answer.
 
+mod judging;
+
 use super::*;
 use crate::decide::stub::{Entry, Stub};
 use crate::parse::{V4, V6, tcp_flag};

@@ -25,14 +25,17 @@ impl<A> Script<A> {
         self.0.borrow().len()
     }
 
-    fn next(&self) -> A {
-        self.0.borrow_mut().pop_front().expect("nobody looks that often")
+    fn next(&self) -> Option<A> {
+        self.0.borrow_mut().pop_front()
     }
 }
 
 #[derive(Default)]
 pub struct Stub {
-    pub epoch: Cell<u32>,
+    /// The epochs that are read first, one by one; after them [`Stub::epoch`].
+    pub epochs: Script<u32>,
+    pub epoch: u32,
+    /// Where a script ends, nothing is found any longer.
     pub endpoints: Script<Option<Versioned>>,
     pub exact: Script<Option<Versioned>>,
     pub records: Vec<EndpointRecord>,
@@ -52,11 +55,11 @@ impl Tables for Stub {
     type Flow<'a> = Entry;
 
     fn epoch(&self) -> u32 {
-        self.epoch.get()
+        self.epochs.0.borrow_mut().pop_front().unwrap_or(self.epoch)
     }
 
     fn endpoint(&self, _ifindex: u32) -> Option<Versioned> {
-        self.endpoints.next()
+        self.endpoints.next().flatten()
     }
 
     fn hint(&self, _ifindex: u32, _epoch: u32) -> Option<u32> {
@@ -72,7 +75,7 @@ impl Tables for Stub {
     }
 
     fn class_exact(&self, _family: u8, _address: &Address) -> Option<Versioned> {
-        self.exact.next()
+        self.exact.next().flatten()
     }
 
     fn class_cidr(&self, _family: u8, _address: &Address) -> Option<Versioned> {

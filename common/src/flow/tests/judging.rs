@@ -1,0 +1,158 @@
+//! Verdicts on flows that no remembered judgement settles: which question is asked.
+
+use super::super::*;
+use crate::decide::stub::{Entry, Stub};
+use crate::layout::{TableRef, endpoint_flag, revoked};
+use crate::parse::{V4, tcp_flag};
+
+const ISOLATED: u32 = endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS;
+/// What each table of the endpoint is called.
+const INGRESS_TABLE: u32 = 1;
+const EGRESS_TABLE: u32 = 2;
+
+const NOW: u64 = 1000 * SECOND;
+const GENERATION: u32 = 3;
+const EPOCH: u32 = 7;
+
+fn record(flags: u32, isolated_at: u32) -> EndpointRecord {
+    let table = |table| TableRef { table, ..TableRef::default() };
+    let (ingress, egress) = (table(INGRESS_TABLE), table(EGRESS_TABLE));
+    let (flags, generation) = (ISOLATED | flags, GENERATION);
+    EndpointRecord { ifindex: 5, flags, generation, isolated_at, ingress, egress, ..EndpointRecord::default() }
+}
+
+/// Between the pod's port and another's.
+fn packet(hook: Hook, protocol: u8, local: u16, remote: u16) -> Packet {
+    let (pod, peer) = (Address::v4(0x0100_000a), Address::v4(0x0900_000a));
+    let packet = Packet { family: V4, protocol, tcp_flags: tcp_flag::ACK, ..Packet::default() };
+    match hook {
+        Hook::FromPod => {
+            Packet { source: pod, source_port: local, destination: peer, destination_port: remote, ..packet }
+        }
+        Hook::ToPod => {
+            Packet { source: peer, source_port: remote, destination: pod, destination_port: local, ..packet }
+        }
+    }
+}
+
+/// The table that says whether the packet's own direction may be opened, and the other.
+fn tables_of(hook: Hook) -> [u32; 2] {
+    match hook {
+        Hook::FromPod => [EGRESS_TABLE, INGRESS_TABLE],
+        Hook::ToPod => [INGRESS_TABLE, EGRESS_TABLE],
+    }
+}
+
+/// Which directions are asked about, the packet's own first.
+fn asked(tables: &Stub, record: &EndpointRecord, packet: &Packet, hook: Hook) -> [bool; 2] {
+    let judge = |admitting: u32| {
+        let tables = Stub {
+            admitting: vec![admitting],
+            now: tables.now,
+            pressure: tables.pressure,
+            listens: tables.listens,
+            connected: tables.connected,
+            ..Stub::default()
+        };
+        judge_unknown(&At::new(&tables, record, packet, EPOCH, hook)).reason()
+    };
+    let [forward, reverse] = tables_of(hook).map(judge);
+    assert!(matches!(forward, Reason::Allowed | Reason::NoRule), "{forward:?}");
+    assert!(matches!(reverse, Reason::Midstream | Reason::NoRule), "{reverse:?}");
+    [forward == Reason::Allowed, reverse == Reason::Midstream]
+}
+
+const FORWARD: [bool; 2] = [true, false];
+const REVERSE: [bool; 2] = [false, true];
+const EITHER: [bool; 2] = [true, true];
+
+/// Of a pod that a policy has begun to isolate just now, its sockets and the ports tell which end of a flow of UDP was there first.
+#[test]
+fn which_end_opened_a_flow_of_datagrams() {
+    use Hook::{FromPod, ToPod};
+    const LAST: u16 = 32767;
+    const FIRST: u16 = 32768;
+    for (connected, local, remote, from_pod, to_pod) in [
+        (Some(true), 53, 40000, FORWARD, REVERSE),
+        (Some(false), LAST, FIRST, REVERSE, FORWARD),
+        (Some(false), FIRST, LAST, FORWARD, REVERSE),
+        (Some(false), LAST, LAST, FORWARD, FORWARD),
+        (Some(false), FIRST, FIRST, FORWARD, FORWARD),
+        (Some(false), LAST - 1, 65535, REVERSE, FORWARD),
+        (None, LAST, FIRST, FORWARD, FORWARD),
+    ] {
+        for (hook, wanted) in [(FromPod, from_pod), (ToPod, to_pod)] {
+            let case = format!("{connected:?}, {local}, {remote}, {hook:?}");
+            let tables = Stub { now: NOW, connected, ..Stub::default() };
+            let datagram = packet(hook, protocol::UDP, local, remote);
+            assert_eq!(asked(&tables, &record(0, 970), &datagram, hook), wanted, "{case}");
+            // Half a minute later nothing is under way any more, nor where the pod was isolated from the first on.
+            assert_eq!(asked(&tables, &record(0, 969), &datagram, hook), FORWARD, "{case}");
+            assert_eq!(asked(&tables, &record(0, 0), &datagram, hook), FORWARD, "{case}");
+            let other = packet(hook, protocol::ICMP, local, remote);
+            assert_eq!(asked(&tables, &record(0, 970), &other, hook), FORWARD, "{case}: no sockets tell");
+            let opening = Packet { traits: packet_trait::OPENING, ..datagram };
+            assert_eq!(asked(&tables, &record(0, 970), &opening, hook), FORWARD, "{case}");
+        }
+    }
+    // The first second of the clock is no sign that it was never isolated.
+    let tables = Stub { now: 5 * SECOND, connected: Some(true), ..Stub::default() };
+    assert_eq!(asked(&tables, &record(0, 1), &packet(ToPod, protocol::UDP, 1, 2), ToPod), REVERSE);
+    assert_eq!(asked(&tables, &record(0, 0), &packet(ToPod, protocol::UDP, 1, 2), ToPod), FORWARD);
+}
+
+/// Of connections that nobody may have seen being opened, the pod's listening sockets tell.
+#[test]
+fn which_end_opened_a_connection() {
+    use Hook::{FromPod, ToPod};
+    for (listens, hook, wanted) in [
+        (None, FromPod, EITHER),
+        (None, ToPod, EITHER),
+        (Some(true), FromPod, REVERSE),
+        (Some(true), ToPod, FORWARD),
+        (Some(false), FromPod, FORWARD),
+        (Some(false), ToPod, REVERSE),
+    ] {
+        for (midstream, pressure) in [(true, false), (false, true), (true, true), (false, false)] {
+            let record = record(if midstream { endpoint_flag::MIDSTREAM } else { 0 }, 0);
+            let tables = Stub { now: NOW, listens, pressure, ..Stub::default() };
+            let segment = packet(hook, protocol::TCP, 80, 4000);
+            let wanted = if midstream || pressure { wanted } else { FORWARD };
+            assert_eq!(asked(&tables, &record, &segment, hook), wanted, "{listens:?}, {hook:?}");
+            let opening = Packet { traits: packet_trait::OPENING, ..segment };
+            assert_eq!(asked(&tables, &record, &opening, hook), FORWARD, "{listens:?}, {hook:?}");
+        }
+    }
+}
+
+/// Answers to a flow that was cut open none of their own for half a minute.
+#[test]
+fn answers_to_what_was_cut_open_nothing() {
+    for hook in Hook::ALL {
+        for (local, remote) in [(80, 4000), (4000, 80)] {
+            let datagram = packet(hook, protocol::UDP, local, remote);
+            let [forward, _] = tables_of(hook);
+            let record = record(0, 0);
+            let tables_at = |second: u64| Stub { now: second * SECOND, admitting: vec![forward], ..Stub::default() };
+            let tables = tables_at(1000);
+            let at = At::new(&tables, &record, &datagram, EPOCH, hook);
+            let (opener, role) = (1 - at.sender, at.reverse_role());
+            let mut value = FlowValue { flags: flow_flag::OPENED << opener, seen: at.now, ..FlowValue::default() };
+            value.judged[opener][role] = Judgement { epoch: EPOCH - 1, generation: GENERATION };
+            let entry = Entry::of(value);
+            let judged = |second: u64| {
+                let tables = tables_at(second);
+                judge_known(&At::new(&tables, &record, &datagram, EPOCH, hook), &entry).reason()
+            };
+            assert_eq!(judged(1000), Reason::Revoked);
+            assert_eq!(entry.revoked(), revoked(1000, opener, role));
+            assert_eq!((judged(1030), judged(1031)), (Reason::Revoked, Reason::Allowed), "{hook:?}, {local}");
+            // Another judgement's end does not count for this one, however long ago.
+            for (other_opener, other_role) in [(1 - opener, role), (opener, 1 - role), (1 - opener, 1 - role)] {
+                entry.set_revoked(revoked(1000, other_opener, other_role));
+                assert_eq!(judged(1100), Reason::Revoked, "{hook:?}, {local}");
+                assert_eq!(entry.revoked(), revoked(1100, opener, role));
+            }
+        }
+    }
+}
