@@ -1,5 +1,6 @@
 //! The budget of mid-stream admissions; whose address it is; look-ups that have to agree.
 
+mod fragments;
 pub(crate) mod stub;
 
 use super::*;

@@ -21,6 +21,10 @@ impl<A> Script<A> {
         Self(RefCell::new(answers.into_iter().collect()))
     }
 
+    pub fn push(&self, answer: A) {
+        self.0.borrow_mut().push_back(answer);
+    }
+
     pub fn left(&self) -> usize {
         self.0.borrow().len()
     }
@@ -42,6 +46,10 @@ pub struct Stub {
     /// Interface, epoch and record index.
     pub hints: RefCell<Vec<(u32, u32, u32)>>,
     pub flow: RefCell<Option<(FlowKey, Entry)>>,
+    /// Found by any key.
+    pub fragment: Cell<Option<FragmentValue>>,
+    /// What is put into FRAGMENTS is taken.
+    pub takes_fragments: bool,
     pub now: u64,
     pub keeps: bool,
     pub pressure: bool,
@@ -100,11 +108,12 @@ impl Tables for Stub {
     }
 
     fn fragment(&self, _key: &FragmentKey) -> Option<FragmentValue> {
-        None
+        self.fragment.get()
     }
 
-    fn put_fragment(&self, _key: &FragmentKey, _value: &FragmentValue) -> bool {
-        false
+    fn put_fragment(&self, _key: &FragmentKey, value: &FragmentValue) -> bool {
+        self.fragment.set(Some(*value));
+        self.takes_fragments
     }
 
     fn now(&self) -> u64 {

@@ -156,3 +156,33 @@ fn answers_to_what_was_cut_open_nothing() {
         }
     }
 }
+
+/// What is put anew says what is known, and nothing else.
+#[test]
+fn a_new_entry_is_blank() {
+    for (hook, tcp_flags, flags, fin) in [
+        (Hook::ToPod, tcp_flag::SYN, 0, None),
+        (Hook::FromPod, tcp_flag::SYN, 0, None),
+        (Hook::ToPod, tcp_flag::FIN, flow_flag::FIN, Some(15)),
+        (Hook::FromPod, tcp_flag::FIN, flow_flag::FIN, Some(15)),
+        (Hook::ToPod, tcp_flag::RST, flow_flag::RESET_SEEN, None),
+        (Hook::FromPod, tcp_flag::RST, flow_flag::RESET, None),
+        (Hook::FromPod, tcp_flag::RST | tcp_flag::FIN, flow_flag::RESET, None),
+    ] {
+        for (local, remote) in [(80, 4000), (4000, 80)] {
+            let segment =
+                Packet { tcp_flags, tcp_sequence: 9, payload: 5, ..packet(hook, protocol::TCP, local, remote) };
+            let tables =
+                Stub { epoch: EPOCH, now: NOW, admitting: vec![INGRESS_TABLE, EGRESS_TABLE], ..Stub::default() };
+            let record = record(0, 0);
+            let at = At::new(&tables, &record, &segment, EPOCH, hook);
+            assert_eq!(pass(&at).reason(), Reason::Allowed);
+            let mut wanted = FlowValue { seen: NOW, ..FlowValue::default() };
+            wanted.judged[at.sender][at.forward_role()] = at.judgement();
+            wanted.flags = flow_flag::OPENED << at.sender | if fin.is_some() { flags << at.sender } else { flags };
+            wanted.fin_next[at.sender] = fin.unwrap_or(0);
+            let (key, entry) = tables.flow.take().expect("it is remembered");
+            assert_eq!((key, entry.value()), (at.key, wanted), "{hook:?}, {tcp_flags:#x}, {local}");
+        }
+    }
+}
