@@ -1,6 +1,8 @@
 //! The key of a flow is the same from both ends; how long an entry is remembered; when a connection is over; what is an answer.
 
+mod errors;
 mod judging;
+mod remembering;
 
 use super::*;
 use crate::decide::stub::{Entry, Stub};
