@@ -65,7 +65,7 @@ fn what_the_node_sends_is_remembered_as_its_own() {
             let wanted = if anew { MADE_NOW } else { judged };
             assert_eq!(after.judged[at.sender][INGRESS], wanted, "{name}, {ports:?}");
             let kept = if anew { flags(&at, [true, opened[1]], NODE) } else { flags(&at, opened, others & NODE) };
-            assert_eq!(after.flags & (flow_flag::OPENED * 3 | NODE), kept, "{name}, {ports:?}");
+            assert_eq!(after.flags & ((flow_flag::OPENED * 3) | NODE), kept, "{name}, {ports:?}");
         }
     }
 }
