@@ -6,9 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use palisade_common::layout::{
-    EndpointRecord, PORTS_ALL, PORTS_FIRST, PORTS_NONE, RuleKey, RuleValue, TableRef, endpoint_flag,
-};
+use palisade_common::layout::{EndpointRecord, PORTS_ALL, PORTS_NONE, RuleKey, RuleValue, TableRef, endpoint_flag};
 
 use super::prefix::Bits;
 use super::{Compiler, Direction};
@@ -111,7 +109,7 @@ impl Compiler {
         canonical.cidrs.extend(cidr_v6.iter().map(|(&net, &class)| (net.into(), self.peer_class(class))));
         // The table of an endpoint that is closed is there, if nothing in the tables says so.
         used.extend(self.decisions.defaults());
-        let sets = ports.keys().map(|(key, _)| u32::from_be(key.ports_be)).filter(|set| *set >= PORTS_FIRST);
+        let sets = ports.keys().map(|(key, _)| u32::from_be(key.ports_be));
         canonical.orphans = sets.filter(|set| !used.contains(set)).collect();
         canonical
     }

@@ -1,6 +1,7 @@
 //! The form without numbers, of which other tests only compare one with another: it says what is in the tables.
 
 use palisade_common::layout::endpoint_flag::{ISOLATED_INGRESS, MIDSTREAM};
+use palisade_common::layout::{PORTS_FIRST, PortKey};
 
 use super::World;
 use crate::compile::{Allowed, Limits};
@@ -34,4 +35,15 @@ fn the_form_without_numbers_says_what_is_there() {
         assert_eq!(ports(allowed), [((6, 80, 62), 0), ((17, 53, 64), 1)]);
     }
     assert!(canonical.orphans.is_empty());
+}
+
+#[test]
+fn a_port_set_that_nothing_refers_to_is_an_orphan() {
+    let lines = "ns a\npod a/s ip=10.0.0.5 node=n\nveth 5 mac=5 pod=a/s#a/s\ncomplete\npolicy a/p . in(*|TCP/80)";
+    let mut world = World::new(lines, Limits::default());
+    let ports = &mut world.compiler.desired.tables.ports;
+    let (&(key, bits), &value) = ports.first_key_value().expect("the row of port 80");
+    assert_eq!(u32::from_be(key.ports_be), PORTS_FIRST);
+    ports.insert((PortKey { ports_be: 99_u32.to_be(), ..key }, bits), value);
+    assert_eq!(Vec::from_iter(world.compiler.canonical().orphans), [99]);
 }

@@ -281,6 +281,27 @@ fn the_catalog_names_numbers() {
 }
 
 #[test]
+fn classes_are_described_as_kubectl_writes_selectors() {
+    for (peer, wanted) in [
+        ("app=w", "pods app=w in namespace a"),
+        (".", "pods in namespace a"),
+        ("app=w^x,!tier", "pods app in (w,x),!tier in namespace a"),
+        ("app", "pods app in namespace a"),
+        (".//.", "pods in any namespace"),
+        (".//app=w", "pods app=w in any namespace"),
+        ("team=x//app!=v", "pods app notin (v) in namespaces team=x"),
+        ("@10.0.0.0/8", "10.0.0.0/8"),
+        ("@10.0.0.0/8!10.1.0.0/16!10.2.0.0/16", "10.0.0.0/8 except 10.1.0.0/16, 10.2.0.0/16"),
+    ] {
+        let lines = format!("{SUBJECT}ns a team=x\npod a/w ip=172.16.0.1 app=w\npolicy a/p . in({peer}|*)");
+        let world = World::new(&lines, Limits::default());
+        let classes = world.compiler.catalog(&world.index, &[]).classes;
+        let told: Vec<String> = classes.into_values().map(|class| class.description).collect();
+        assert!(told.iter().any(|description| description == wanted), "{wanted} is not in {told:?}");
+    }
+}
+
+#[test]
 fn the_first_rule_in_the_order_of_names_is_the_one_that_is_named() {
     // The later policy's matcher has the lower number, as it came first.
     let peer = "pod a/web ip=10.1.2.3 app=web";
