@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use palisade_common::layout::{CLASS_ASK_CIDR, EndpointRecord, PortValue, RECORD_NONE, RuleValue, Versioned};
+use palisade_common::layout::{CLASS_ASK_CIDR, EndpointRecord, PortValue, RuleValue, Versioned};
 
 use super::plan::Write;
 use super::{ByTable, Tables};
@@ -36,7 +36,7 @@ pub fn adopted(found: Found) -> Adopted {
     let mut records = BTreeMap::new();
     for (ifindex, value) in found.endpoints {
         let index = value.at(epoch);
-        let record = found_records.get(&index).filter(|record| index != RECORD_NONE && record.ifindex == ifindex);
+        let record = found_records.get(&index).filter(|record| record.ifindex == ifindex);
         let settled = record.map(|_| Versioned::constant(index));
         writes.extend(repair(value, settled, epoch).map(|value| Write::Endpoint(ifindex, value)));
         if let Some(record) = record {

@@ -6,6 +6,7 @@ mod cases;
 mod gone;
 mod judge;
 mod limits;
+mod ports;
 mod random;
 mod scale;
 mod stays;
