@@ -60,11 +60,11 @@ fn prefixes_are_a_range_port_by_port() {
         let mut next = u32::from(first);
         for (port, bits) in prefixes(first, last) {
             let size = 1 << (PORT_PREFIX_MAX - bits);
-            assert_eq!((u32::from(port), next % size), (next, 0), "{first}-{last}");
-            next += size;
+            assert!(u32::from(port) == next && next.is_multiple_of(size), "{first}-{last}: {port}/{bits}");
             // Twice as large would not be aligned, or go past the end.
-            let larger = next - size + 2 * size;
-            assert!((next - size) % (2 * size) != 0 || larger > u32::from(last) + 1, "{first}-{last}: {port}/{bits}");
+            let larger = next.is_multiple_of(2 * size) && next + 2 * size <= u32::from(last) + 1;
+            assert!(!larger, "{first}-{last}: {port}/{bits}");
+            next += size;
         }
         assert_eq!(next, if first > last { u32::from(first) } else { u32::from(last) + 1 }, "{first}-{last}");
     }
