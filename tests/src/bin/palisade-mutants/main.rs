@@ -22,14 +22,15 @@ use anyhow::{Context as _, Result, bail};
 
 use report::Outcome;
 use schemata::{File, Mutant};
-use suite::Fate;
+use suite::{Fate, Test};
 
 const USAGE: &str = "\
-usage: cargo xtask mutants [--file F] [--sample N] [--survivors] [--jobs N] [--report | --list]
+usage: cargo xtask mutants [--file F] [--sample N] [--survivors] [--quick] [--jobs N] [--report | --list]
 
   --file F       only files whose path contains F
   --sample N     only N of them, chosen at random (the same ones each time)
   --survivors    only those that no run has killed yet; a run that was cut short goes on
+  --quick        only the tests that take less than a second; names what lives, of which the others may yet kill some
   --jobs N       so many tests at a time; as many as there are processors, if it is not given
   --report       tells what the last runs found, and runs nothing
   --list         names them, and runs nothing
@@ -40,6 +41,7 @@ struct Options {
     file: String,
     sample: Option<usize>,
     survivors: bool,
+    quick: bool,
     jobs: Option<NonZeroUsize>,
     list: bool,
     report: bool,
@@ -66,6 +68,7 @@ fn options() -> Result<Options> {
             "--sample" => options.sample = Some(value()?.parse().context("--sample takes a number")?),
             "--survivors" => options.survivors = true,
             "--jobs" => options.jobs = Some(value()?.parse().context("--jobs takes a number")?),
+            "--quick" => options.quick = true,
             "--list" => options.list = true,
             "--report" => options.report = true,
             _ => bail!("{USAGE}"),
@@ -98,35 +101,47 @@ fn run(options: &Options) -> Result<bool> {
     let tree = tree::Tree::copied()?;
     let programs = build::build(&tree, &files, &mut mutants, jobs)?;
     println!("built after {:.0} s", start.elapsed().as_secs_f64());
-    let tests = suite::measured(&programs, jobs)?;
+    let tests = suite::measured(&programs, jobs, options.quick)?;
     println!("{} tests reach mutants; measured after {:.0} s", tests.len(), start.elapsed().as_secs_f64());
     let chosen = chosen(options, &mutants, &outcome);
     let outcome = Mutex::new(outcome);
-    let note = |mutant: &Mutant, fate: Fate| outcome.lock().expect("no worker panics with the lock").note(mutant, fate);
-    mutants.iter().filter(|mutant| mutant.unviable).try_for_each(|mutant| note(mutant, Fate::Unviable))?;
+    let note = |number: usize, fate: Fate| {
+        outcome.lock().expect("no worker panics with the lock").note(&mutants[number], fate)
+    };
+    (0..mutants.len()).filter(|number| mutants[*number].unviable).try_for_each(|it| note(it, Fate::Unviable))?;
     // Most die of a quick test: the slow ones are for those that do not.
     let (quick, slow) = suite::parted(&tests);
-    let mut living = chosen.clone();
-    for tests in [quick, slow] {
-        let fates = suite::in_parallel(jobs, &living, |_, &number| -> Result<bool> {
-            let fate = suite::fate(number, tests)?;
-            let dies = fate.is_death();
-            if dies {
-                note(&mutants[number], fate)?;
-            }
-            Ok(dies)
-        });
-        let fates = fates.into_iter().collect::<Result<Vec<bool>>>()?;
-        living = living.into_iter().zip(fates).filter(|(_, dies)| !dies).map(|(number, _)| number).collect();
-        println!("{} live after {:.0} s", living.len(), start.elapsed().as_secs_f64());
+    let living =
+        survivors(jobs, &chosen, quick, |number, fate| if fate.is_death() { note(number, fate) } else { Ok(()) })?;
+    println!("{} of {} live after {:.0} s", living.len(), chosen.len(), start.elapsed().as_secs_f64());
+    if options.quick {
+        living.iter().for_each(|number| println!("lives so far: {}", mutants[*number].name()));
+        return Ok(living.is_empty());
     }
-    for number in living {
-        let reached = tests.iter().any(|test| test.reaches(number));
-        note(&mutants[number], if reached { Fate::Survived } else { Fate::Unreached })?;
-    }
-    println!("{} mutants in {:.0} s", chosen.len(), start.elapsed().as_secs_f64());
+    let reached = |number: usize| tests.iter().any(|test| test.reaches(number));
+    let living = survivors(jobs, &living, slow, |number, fate| {
+        let lives = if reached(number) { Fate::Survived } else { Fate::Unreached };
+        note(number, if fate.is_death() { fate } else { lives })
+    })?;
+    println!("{} of {} live after {:.0} s", living.len(), chosen.len(), start.elapsed().as_secs_f64());
     let outcome = outcome.into_inner().expect("no worker panics with the lock");
     report::tell(&options.file, &mutants, &chosen, &outcome)
+}
+
+/// Those of the mutants that none of the tests kills; what becomes of each is told to `note` at once.
+fn survivors(
+    jobs: usize,
+    mutants: &[usize],
+    tests: &[Test],
+    note: impl Fn(usize, Fate) -> Result<()> + Sync,
+) -> Result<Vec<usize>> {
+    let living = suite::in_parallel(jobs, mutants, |_, &number| -> Result<Option<usize>> {
+        let fate = suite::fate(number, tests)?;
+        let lives = (!fate.is_death()).then_some(number);
+        note(number, fate)?;
+        Ok(lives)
+    });
+    Ok(living.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// Every mutant of every file; they are built together, so that one build serves all selections.

@@ -21,6 +21,9 @@ const GROUP_MIN: Duration = Duration::from_millis(100);
 /// Address space of a test, in KiB: a mutant may never stop asking for more.
 const MEMORY_KIB: u32 = 6 << 20;
 
+/// Exit code of `timeout`.
+const TIMEOUT: i32 = 124;
+
 #[derive(Clone, Debug)]
 pub struct Test {
     program: Program,
@@ -60,8 +63,10 @@ impl Fate {
     }
 }
 
-/// Runs each test of its own, and notes what it reaches.
-pub fn measured(programs: &[Program], jobs: usize) -> Result<Vec<Test>> {
+/// Runs each test of its own, and notes what it reaches. `quick`: leaves out those that take long.
+pub fn measured(programs: &[Program], jobs: usize, quick: bool) -> Result<Vec<Test>> {
+    // 0: none.
+    let limit = if quick { QUICK.as_secs_f64() } else { 0.0 };
     let mut named = Vec::new();
     for program in programs {
         let listed =
@@ -70,24 +75,29 @@ pub fn measured(programs: &[Program], jobs: usize) -> Result<Vec<Test>> {
         named
             .extend(text.lines().filter_map(|line| line.strip_suffix(": test")).map(|name| (program, name.to_owned())));
     }
-    let tests = in_parallel(jobs, &named, |position, (program, name)| -> Result<Test> {
+    let tests = in_parallel(jobs, &named, |position, (program, name)| -> Result<Option<Test>> {
         let program: &Program = program;
         let record = folder().join(format!("reached-{position}"));
         let _ = fs::remove_file(&record);
         let start = Instant::now();
-        let output = Command::new(&program.path)
+        let output = Command::new("timeout")
             .current_dir(&program.folder)
+            .arg(limit.to_string())
+            .arg(&program.path)
             .args(["--exact", name])
             .env("MUTANTS_REACHED", &record)
             .output()?;
+        if output.status.code() == Some(TIMEOUT) {
+            return Ok(None);
+        }
         ensure!(output.status.success(), "{name} fails without a mutant:\n{}", String::from_utf8_lossy(&output.stdout));
         let time = start.elapsed();
         let text = fs::read_to_string(&record).unwrap_or_default();
         let _ = fs::remove_file(&record);
         let reached = text.lines().map(|line| line.parse().context("a number")).collect::<Result<_>>()?;
-        Ok(Test { program: program.clone(), name: name.clone(), time, reached })
+        Ok(Some(Test { program: program.clone(), name: name.clone(), time, reached }))
     });
-    let mut tests = tests.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut tests: Vec<Test> = tests.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     tests.retain(|test| !test.reached.is_empty());
     tests.sort_by_key(|test| test.time);
     Ok(tests)
@@ -139,8 +149,6 @@ fn groups<'a>(tests: &[&'a Test]) -> Vec<Vec<&'a Test>> {
 fn run(mutant: usize, group: &[&Test]) -> Result<Option<bool>> {
     /// Exit code of libtest.
     const FAILED: i32 = 101;
-    /// Exit code of `timeout`.
-    const TIMEOUT: i32 = 124;
     /// Exit codes of a shell whose program was killed.
     const SIGNALS: std::ops::RangeInclusive<i32> = 128..=192;
     let time: Duration = group.iter().map(|test| test.time).sum();
