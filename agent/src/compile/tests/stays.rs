@@ -218,6 +218,28 @@ fn the_next_agent_goes_on() {
     assert_eq!(Numbers::highest(&Default::default()), Numbers::default());
 }
 
+/// What an earlier agent said of a pod holds for the first one behind the interface, and if it was in use.
+#[test]
+fn an_earlier_record_is_for_the_first_pod() {
+    let first = record(&World::new(SUBJECT, Limits::default()), 5);
+    for (earlier, kept) in [(40, true), (0, false)] {
+        let mut index = Index::new(fixture::NODE);
+        let mut compiler = Compiler::new(Limits::default());
+        compiler.adopt([EndpointRecord { generation: earlier, ..first }]);
+        let mut generation = |lines: &str| {
+            fixture::apply(&mut index, lines);
+            compiler.update(&mut index, 0);
+            compiler.tables().endpoints[&5].generation
+        };
+        let first = generation(SUBJECT);
+        assert!(first != 0 && (first == earlier) == kept, "{earlier}, {first}");
+        let second = generation("pod a/s#u2 ip=10.0.0.5 node=n\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u2");
+        assert!(second > first);
+        let third = generation("pod a/s#u1 ip=10.0.0.5 node=n\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u1");
+        assert!(third > second, "it is not the same life");
+    }
+}
+
 /// Numbers of earlier records wait for their interfaces, as far as they are in bounds.
 #[test]
 fn numbers_of_earlier_records_are_kept_free() {
