@@ -1,5 +1,7 @@
 //! Odd frames, as data: what is read of them, and that nothing is read that is not there.
 
+mod fields;
+
 use std::cell::Cell;
 use std::vec;
 use std::vec::Vec;
