@@ -54,13 +54,10 @@ impl Blocks {
         }
     }
 
-    /// Puts into the trie what is wanted and fits. Which blocks fit depends only on the blocks, not on their arrival.
+    /// Puts what is new into the trie, and takes out again what does not fit. Which blocks fit depends only on the blocks, not on their arrival.
     pub(super) fn admit(&mut self, new: &BTreeMap<Block, MatcherId>, prefixes_max: usize) {
-        if self.refused_count() == new.len() {
-            // Nothing was refused before: add, and see.
-            for (block, &id) in new {
-                self.add(block, id);
-            }
+        for (block, &id) in new {
+            self.add(block, id);
         }
         let fits = |family: Family| self.prefix_count(family) <= prefixes_max;
         if self.refused_count() == 0 && fits(Family::V4) && fits(Family::V6) {
@@ -141,10 +138,8 @@ impl Blocks {
         for prefix in prefixes(block) {
             self.occupy(prefix);
         }
-        self.cover(block, |blocks| {
-            let at = blocks.partition_point(|&other| other < id);
-            blocks.insert(at, id);
-        });
+        // Of all lists at once: they have one order.
+        self.cover(block, |blocks| blocks.push(id));
     }
 
     fn remove(&mut self, block: &Block, id: MatcherId) {

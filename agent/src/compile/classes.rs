@@ -9,7 +9,7 @@ use super::numbers::next;
 use crate::facts::NamedPort;
 use crate::index::matchers::MatcherId;
 
-/// What is said of an address. All lists are sorted.
+/// What is said of an address. The lists of all signatures have one order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Signature {
     /// Selectors that match the address's pod.
@@ -34,7 +34,8 @@ pub(super) struct Classes {
     by_matcher: HashMap<MatcherId, BTreeSet<u32>>,
     with_ports: BTreeSet<u32>,
     born: BTreeSet<u32>,
-    idle: BTreeSet<u32>,
+    /// Nobody may use them any longer.
+    released: BTreeSet<u32>,
 }
 
 // === impl Signature ===
@@ -78,16 +79,14 @@ impl Classes {
     pub(super) fn release(&mut self, id: u32) {
         if let Some(class) = self.classes.get_mut(&id) {
             class.users -= 1;
-            if class.users == 0 {
-                self.idle.insert(id);
-            }
+            self.released.insert(id);
         }
     }
 
-    /// Forgets the classes that no address has, and names them; those that were never told as born are not named.
+    /// Forgets the classes that no address has, and names them.
     pub(super) fn sweep(&mut self) -> Vec<u32> {
         let mut dead = Vec::new();
-        while let Some(id) = self.idle.pop_first() {
+        while let Some(id) = self.released.pop_first() {
             if self.classes.get(&id).is_none_or(|class| class.users > 0) {
                 continue;
             }
@@ -102,9 +101,8 @@ impl Classes {
             }
             self.with_ports.remove(&id);
             self.ids.remove(&signature);
-            if !self.born.remove(&id) {
-                dead.push(id);
-            }
+            self.born.remove(&id);
+            dead.push(id);
         }
         dead
     }

@@ -28,7 +28,8 @@ pub(super) struct Decisions {
     named_everyone: BTreeSet<u32>,
     by_class: HashMap<u32, BTreeSet<u32>>,
     born: BTreeSet<u32>,
-    idle: BTreeSet<u32>,
+    /// No endpoint may use them any longer.
+    released: BTreeSet<u32>,
     row_count: usize,
     pub(super) sets: PortSets,
 }
@@ -85,9 +86,7 @@ impl Decisions {
     pub(super) fn release(&mut self, id: u32) {
         let table = self.tables.get_mut(&id).expect("a table is there until its last user releases it");
         table.users -= 1;
-        if table.users == 0 {
-            self.idle.insert(id);
-        }
+        self.released.insert(id);
     }
 
     /// What an endpoint refers to; `None`: there is no room for the table.
@@ -193,7 +192,7 @@ impl Decisions {
 
     /// Forgets the tables that no endpoint uses.
     fn sweep(&mut self, desired: &mut Desired) {
-        while let Some(id) = self.idle.pop_first() {
+        while let Some(id) = self.released.pop_first() {
             if self.tables.get(&id).is_none_or(|table| table.users > 0) {
                 continue;
             }

@@ -36,7 +36,8 @@ pub(super) struct Registry {
     peers: BTreeMap<MatcherId, (Peer, usize)>,
     highest: u32,
     appeared: BTreeSet<MatcherId>,
-    idle: BTreeSet<MatcherId>,
+    /// Nobody may name them any longer.
+    released: BTreeSet<MatcherId>,
 }
 
 #[derive(Debug, Default)]
@@ -211,9 +212,7 @@ impl Registry {
     fn release(&mut self, id: MatcherId) {
         let (_, users) = self.peers.get_mut(&id).expect("a peer is known until nobody names it");
         *users -= 1;
-        if *users == 0 {
-            self.idle.insert(id);
-        }
+        self.released.insert(id);
     }
 
     pub(super) fn peer(&self, id: MatcherId) -> Option<&Peer> {
@@ -223,7 +222,7 @@ impl Registry {
     /// What appeared and what vanished since the last call.
     pub(super) fn take_changes(&mut self) -> (BTreeMap<MatcherId, Peer>, BTreeMap<MatcherId, Peer>) {
         let mut vanished = BTreeMap::new();
-        while let Some(id) = self.idle.pop_first() {
+        while let Some(id) = self.released.pop_first() {
             if self.peers.get(&id).is_some_and(|(_, users)| *users == 0) {
                 let (peer, _) = self.peers.remove(&id).expect("it was there just now");
                 self.ids.remove(&peer);

@@ -53,7 +53,8 @@ struct PortSet {
 pub(super) struct PortSets {
     ids: HashMap<Arc<[Interval]>, u32>,
     sets: BTreeMap<u32, PortSet>,
-    idle: BTreeSet<u32>,
+    /// Nobody may use them any longer.
+    released: BTreeSet<u32>,
     /// Sets that were shown or hidden; often both, when a table gives way to another.
     touched: BTreeSet<u32>,
     /// Prefixes of all sets together.
@@ -87,9 +88,7 @@ impl PortSets {
     pub(super) fn release(&mut self, id: u32) {
         if let Some(set) = self.sets.get_mut(&id) {
             set.users -= 1;
-            if set.users == 0 {
-                self.idle.insert(id);
-            }
+            self.released.insert(id);
         }
     }
 
@@ -129,7 +128,7 @@ impl PortSets {
 
     /// Forgets the sets that nobody uses.
     pub(super) fn sweep(&mut self, desired: &mut Desired) {
-        while let Some(id) = self.idle.pop_first() {
+        while let Some(id) = self.released.pop_first() {
             if self.sets.get(&id).is_some_and(|set| set.users == 0) {
                 let set = self.sets.remove(&id).expect("it was there just now");
                 if set.written {

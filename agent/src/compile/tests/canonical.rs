@@ -37,6 +37,23 @@ fn the_form_without_numbers_says_what_is_there() {
     assert!(canonical.orphans.is_empty());
 }
 
+/// PORTS is asked of sets of several ranges only.
+#[test]
+fn a_row_of_one_range_says_it_itself() {
+    let subject = "ns a\npod a/s ip=10.0.0.5 node=n\nveth 5 mac=5 pod=a/s#a/s\ncomplete\npolicy a/p . ";
+    for (rule, wanted) in [
+        ("in(*|TCP/80-90)", Some((6, 80, 90))),
+        ("in(*|UDP/53)", Some((17, 53, 53))),
+        ("in(*|TCP/80-85;TCP/86-90)", Some((6, 80, 90))),
+        ("in(*|TCP/80;UDP/80)", None),
+    ] {
+        let world = World::new(&format!("{subject}{rule}"), Limits::default());
+        let row = world.compiler.tables().endpoints[&5].ingress.default;
+        let told = (row.rule != 0).then_some((row.protocol, row.first, row.last));
+        assert_eq!(told, wanted, "{rule}");
+    }
+}
+
 #[test]
 fn a_port_set_that_nothing_refers_to_is_an_orphan() {
     let lines = "ns a\npod a/s ip=10.0.0.5 node=n\nveth 5 mac=5 pod=a/s#a/s\ncomplete\npolicy a/p . in(*|TCP/80)";

@@ -146,6 +146,11 @@ fn blocks() {
 fn named_ports() {
     // SEMANTICS 7.6: ingress asks the subject, not the peer.
     case("policy a/p . in(app=web|TCP/http)", "5 in 10.0.1.1 TCP/8080 allow\n5 in 10.0.1.1 TCP/80 deny");
+    // 7.9: the name alone is not the port, nor is the protocol.
+    case(
+        "pod a/s ip=10.0.0.5,fd00::5 node=n app=s port=http/TCP/8080 port=http/UDP/99 port=admin/TCP/7\npolicy a/p . in(*|TCP/http)",
+        "5 in 9.9.9.9 TCP/8080 allow\n5 in 9.9.9.9 TCP/99 deny\n5 in 9.9.9.9 TCP/7 deny\n5 in 9.9.9.9 UDP/99 deny",
+    );
     // 7.7, 7.8: egress asks each destination; with everybody as peer, every pod that has the name.
     let out = "5 out 10.0.1.1 TCP/80 allow\n5 out 10.0.1.1 TCP/81 deny\n5 out 10.0.2.1 TCP/81 allow\n5 out 10.0.2.1 TCP/80 deny";
     case("policy a/p . out(*|TCP/http)", &format!("{out}\n5 out 9.9.9.9 TCP/80 deny\n5 out 10.0.1.2 TCP/80 deny"));

@@ -71,13 +71,32 @@ fn nothing_is_kept_of_a_table_that_has_gone() {
     let lines = "ns a\npod a/w ip=10.1.1.1 app=w\ncomplete
         pod a/s ip=10.0.0.5 node=n app=s\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#a/s
         pod a/t ip=10.0.0.6 node=n app=t\nveth 6 mac=6 ip=10.0.0.6/24 pod=a/t#a/t
-        policy a/p app=s in(app=w|TCP/1)\npolicy a/o app=t out()";
-    let mut world = World::new(lines, Limits::default());
-    let before = memory(&world.compiler);
-    world.apply("policy a/q app=t in(app=w|TCP/2)");
-    assert_ne!(memory(&world.compiler), before);
-    world.apply("-policy a/q");
-    assert_eq!(memory(&world.compiler), before);
+        policy a/o app=t out()";
+    // Also where the other table has no row for the class.
+    for other in ["policy a/p app=s in(app=w|TCP/1)", "policy a/p app=s in(*|*) in(app=w|TCP/1)"] {
+        let mut world = World::new(lines, Limits::default());
+        world.apply(other);
+        let before = memory(&world.compiler);
+        world.apply("policy a/q app=t in(app=w|TCP/2)");
+        assert_ne!(memory(&world.compiler), before);
+        world.apply("-policy a/q");
+        assert_eq!(memory(&world.compiler), before, "{other}");
+    }
+}
+
+/// Lists that are walked through hold nothing that is looked at in vain.
+#[test]
+fn nothing_is_kept_of_ports_without_names_and_of_pods_that_changed() {
+    let lines = "ns a\npod a/w ip=10.1.1.1 app=w port=http/TCP/80\ncomplete
+        pod a/s ip=10.0.0.5 node=n app=s\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#a/s";
+    let mut world = World::new(&format!("{lines}\npolicy a/p app=s out(app=w|TCP/80)"), Limits::default());
+    assert_eq!(world.compiler.classes.with_ports().count(), 0);
+    assert!(memory(&world.compiler)[4].contains("named_everyone: {}"));
+    world.apply("pod a/w ip=10.1.1.1 app=v");
+    assert!(memory(&world.compiler)[1].contains("by_matcher: {MatcherId(1): {}}"));
+    world.apply("policy a/p app=s out(*|TCP/http)\npod a/w ip=10.1.1.1 app=w port=http/TCP/80");
+    assert_eq!(world.compiler.classes.with_ports().count(), 1);
+    assert!(!memory(&world.compiler)[4].contains("named_everyone: {}"));
 }
 
 #[test]

@@ -120,6 +120,24 @@ fn an_endpoint_that_does_not_fit_has_no_entry() {
 }
 
 #[test]
+fn an_endpoint_that_loses_its_room_gives_its_number_back() {
+    let limits = Limits { endpoints_max: 1, ..Limits::default() };
+    let (mut world, _) = world(limits, "");
+    assert_eq!(world.compiler.tables().endpoints[&5].number, 0);
+    world.apply("veth 4 mac=4");
+    let endpoints = world.compiler.tables().endpoints.values().map(|record| (record.ifindex, record.number));
+    assert_eq!(endpoints.collect::<Vec<_>>(), [(4, 0)]);
+}
+
+#[test]
+fn as_many_addresses_as_a_record_holds() {
+    let many = "pod a/s ip=10.0.0.5,10.0.0.6,10.0.0.7,10.0.0.8 node=n app=s";
+    let (world, faults) = world(Limits::default(), many);
+    let record = world.compiler.tables().endpoints[&5];
+    assert_eq!((faults.len(), record.flags & CLOSED, record.v4_count), (0, 0, 4));
+}
+
+#[test]
 fn more_addresses_than_a_record_holds_close_the_endpoint() {
     let many = "pod a/s ip=10.0.0.5,10.0.0.6,10.0.0.7,10.0.0.8,10.0.0.9 node=n app=s";
     let (world, faults) = world(Limits::default(), many);

@@ -43,6 +43,8 @@ fn a_birth_is_a_handful_of_entries() {
 fn a_policy_that_says_the_same_changes_nothing() {
     let mut world = cluster(100, 10);
     assert_eq!(size(&world.apply("policy a/q1 app=s in(app=w1|TCP/2) out(.//.|UDP/53)").delta), 0);
+    // Another way to select the same pods, and the rules are the same.
+    assert_eq!(size(&world.apply("policy a/q1 app=s^t in(app=w1|TCP/2) out(.//.|UDP/53)").delta), 0);
     // What a policy of pods elsewhere says is nobody's business here.
     assert_eq!(size(&world.apply("policy a/z app=nobody in(app=w1+@1.2.3.0/24|TCP/2)").delta), 0);
     assert_eq!(size(&world.apply("policy b/z . in(app=w1+@1.2.3.0/24|TCP/2)").delta), 0);

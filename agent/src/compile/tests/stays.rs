@@ -1,10 +1,11 @@
 //! What outlives a change: numbers, generations, what is known of connections; and records field by field.
 
-use palisade_common::layout::{EndpointRecord, endpoint_flag::*};
+use palisade_common::layout::{CLASS_ASK_CIDR, EndpointRecord, endpoint_flag::*};
 
 use super::World;
 use crate::compile::{Catalog, Compiler, Limits, Numbers};
 use crate::index::{Index, fixture};
+use crate::tables::Tables;
 
 const SUBJECT: &str = "
     ns a\npod a/s#u1 ip=10.0.0.5 node=n app=s
@@ -162,6 +163,26 @@ fn generations_are_for_one_pod() {
 }
 
 #[test]
+fn a_generation_is_kept_when_the_pod_is_found_out() {
+    let mut world = World::new("ns a\nveth 5 mac=5\ncomplete", Limits::default());
+    let unknown = record(&world, 5).generation;
+    assert_ne!(unknown, 0);
+    world.apply("pod a/s#u1 ip=10.0.0.5 node=n\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#u1");
+    assert_eq!((record(&world, 5).generation, flags(&world) & CLOSED), (unknown, 0));
+}
+
+/// Its tables are not asked; they may be others by the time it is opened.
+#[test]
+fn a_closed_endpoint_refers_to_no_table() {
+    let policy = "policy a/p . in(*|TCP/1) out(*|TCP/2)";
+    let mut world = World::new(&format!("{}{policy}", SUBJECT.replace("complete", "")), Limits::default());
+    let tables = |world: &World| [record(world, 5).ingress, record(world, 5).egress].map(|table| table.table != 0);
+    assert_eq!((flags(&world) & CLOSED, tables(&world)), (CLOSED, [false, false]));
+    world.apply("complete");
+    assert_eq!((flags(&world) & CLOSED, tables(&world)), (0, [true, true]));
+}
+
+#[test]
 fn numbers_are_small_and_stay() {
     let mut world = World::new(SUBJECT, Limits::default());
     world.apply("veth 7 mac=7\nveth 6 mac=6");
@@ -216,6 +237,9 @@ fn the_next_agent_goes_on() {
     let given = compiler.numbers();
     assert_eq!((given.class, given.table, given.ports, given.rule), (now.class, now.table, now.ports, now.rule));
     assert_eq!(Numbers::highest(&Default::default()), Numbers::default());
+    // That an address is to ask the trie is no class.
+    let classes = [(1, 7), (2, CLASS_ASK_CIDR)];
+    assert_eq!(Numbers::highest(&Tables { exact_v4: classes.into(), ..Tables::default() }).class, 7);
 }
 
 /// What an earlier agent said of a pod holds for the first one behind the interface, and if it was in use.
@@ -298,6 +322,9 @@ fn the_catalog_names_numbers() {
     let rules: Vec<String> =
         catalog.rules.values().map(|it| format!("{} {} {}", it.policy, it.direction, it.index)).collect();
     assert_eq!(rules, ["a/p ingress 0", "a/q ingress 0", "a/q egress 0"]);
+    let tables: Vec<String> =
+        catalog.tables.values().map(|it| format!("{} {}", it.direction, it.policies.join(" "))).collect();
+    assert_eq!(tables, ["ingress a/p a/q", "egress a/q"]);
     let text = serde_json::to_string(&catalog).expect("a catalog is plain data");
     assert_eq!(serde_json::from_str::<Catalog>(&text).expect("what was written"), catalog);
 }

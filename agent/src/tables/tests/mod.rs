@@ -12,10 +12,10 @@ use palisade_common::decide::{EGRESS, Tables as _, ask};
 use palisade_common::layout::{Address, EndpointRecord, PORTS_FIRST, RECORD_NONE, RuleKey, RuleValue, Versioned};
 use palisade_common::parse::{V4, V6, protocol};
 
-use super::Tables;
 use super::adopted::{Adopted, Found, adopted};
 use super::plan::{Installed, Plan, Write};
-use super::sim::Sim;
+use super::sim::{Sim, bytes_of};
+use super::{Tables, address_v4, address_v6};
 use world::{Chance, World};
 
 const RECORDS: u32 = 24;
@@ -238,6 +238,27 @@ fn what_is_there_already_is_no_plan() {
     assert_eq!((&plan.writes[..], plan.is_empty(), plan.commit_len()), (&[][..], true, 0));
     run.finish(&plan);
     assert_eq!(run.installed.epoch(), epoch);
+}
+
+#[test]
+fn a_plan_is_taken_back_write_by_write() {
+    let record = EndpointRecord { ifindex: 1, generation: 1, ..EndpointRecord::default() };
+    let one = Tables { endpoints: [(1, record)].into(), exact_v4: [(9, 5)].into(), ..Tables::default() };
+    let installed = Installed::new(41, 2);
+    assert_eq!(installed.epoch(), 41);
+    let plan = installed.plan(&Tables::default().delta_to(&one)).expect("there is a record");
+    assert_eq!(plan.undo(0), []);
+    // The record's memory needs no taking back, nor does the epoch.
+    let done = plan.commit_len() - 1;
+    assert_eq!(plan.undo(done), [Write::Endpoint(1, None), Write::ExactV4(9, None)]);
+}
+
+#[test]
+fn addresses_lie_in_tables_as_in_packets() {
+    assert_eq!(address_v4("10.1.2.3".parse().expect("an address")).to_ne_bytes(), [10, 1, 2, 3]);
+    let address = address_v6("2001:db8:3:4:5:6:7:8".parse().expect("an address"));
+    let bytes = [0x20, 1, 0xd, 0xb8, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8];
+    assert_eq!((bytes_of(&address), address_v6(bytes.into())), (bytes, address));
 }
 
 #[test]
