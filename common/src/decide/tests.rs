@@ -5,7 +5,8 @@ pub(crate) mod stub;
 
 use super::*;
 use crate::layout::{
-    Address, CLASS_ASK_CIDR, EndpointRecord, EndpointStats, PORTS_ALL, RuleValue, TableRef, Versioned, endpoint_flag,
+    Address, CLASS_ASK_CIDR, EndpointRecord, EndpointStats, PORTS_ALL, PORTS_NONE, RuleValue, TableRef, Versioned,
+    endpoint_flag,
 };
 use crate::parse::{Bytes, Packet, V4, V6, packet_trait};
 use crate::verdict::Reason;
@@ -181,7 +182,7 @@ fn a_hint_is_what_two_look_ups_said() {
     for (found, record, hinted) in [
         (&[endpoint(0), endpoint(0)][..], Some(0), true),
         (&[endpoint(0), endpoint(1)], Some(0), false),
-        (&[endpoint(1)], None, false),
+        (&[endpoint(1), endpoint(1)], None, false),
         (&[endpoint(2)], None, false),
         (&[None], None, false),
     ] {
@@ -259,5 +260,78 @@ fn an_address_is_own_in_any_place() {
         [([224, 0, 0, 1], true), ([239, 9, 9, 9], true), ([240, 0, 0, 1], false), ([255; 4], true), ([0; 4], false)]
     {
         assert_eq!(is_told(destination), wanted, "{destination:?}");
+    }
+}
+
+/// A row of one range is not asked for in PORTS, nor is one that admits nothing.
+#[test]
+fn ports_are_asked_of_sets_of_several_ranges() {
+    let one = RuleValue { ports: 5, rule: 7, first: 80, last: 90, protocol: 6, ..RuleValue::default() };
+    for (default, protocol, port, wanted) in [
+        (RuleValue::set(PORTS_NONE), 6, 80, None),
+        (RuleValue::all(4), 6, 80, Some(4)),
+        (one, 6, 79, None),
+        (one, 6, 80, Some(7)),
+        (one, 6, 90, Some(7)),
+        (one, 6, 91, None),
+        (one, 17, 80, None),
+        (RuleValue::set(5), 6, 1, Some(9)),
+        (RuleValue::set(5), 1, 1, None),
+    ] {
+        let tables = Stub { port_rule: Some(9), ..Stub::default() };
+        let table = TableRef { table: 1, default };
+        let question = Question { peer: Address::v4(9), table, epoch: 3, port, protocol, family: V4 };
+        assert_eq!(answer(&tables, &question).rule(), wanted, "{default:?}, {protocol}, {port}");
+    }
+}
+
+/// What is said to a packet that cannot be judged by its flow.
+#[test]
+fn packets_without_a_flow() {
+    use packet_trait::{ARP, ICMP_ERROR, IP, MALFORMED};
+    const ISOLATED: u32 = endpoint_flag::ISOLATED_EGRESS | endpoint_flag::TRUSTED;
+    const CLOSED: u32 = endpoint_flag::CLOSED | endpoint_flag::TRUSTED;
+    for (flags, traits, hook, from_node, wanted) in [
+        (Some(ISOLATED), IP | MALFORMED, Hook::ToPod, true, Reason::Node),
+        (Some(ISOLATED), IP | MALFORMED, Hook::ToPod, false, Reason::Malformed),
+        (Some(ISOLATED), IP | MALFORMED, Hook::FromPod, true, Reason::Malformed),
+        (Some(ISOLATED), MALFORMED, Hook::FromPod, false, Reason::Malformed),
+        (Some(ISOLATED), 0, Hook::FromPod, false, Reason::UnknownProtocol),
+        (Some(ISOLATED), IP | ICMP_ERROR, Hook::ToPod, true, Reason::Node),
+        (Some(ISOLATED), IP | ICMP_ERROR, Hook::ToPod, false, Reason::UnrelatedError),
+        (Some(CLOSED), IP | ICMP_ERROR, Hook::ToPod, false, Reason::Closed),
+        (Some(endpoint_flag::TRUSTED), IP | MALFORMED, Hook::ToPod, false, Reason::NotIsolated),
+        (None, ARP, Hook::ToPod, false, Reason::Neighbour),
+        (None, ARP, Hook::FromPod, false, Reason::Closed),
+        (None, IP, Hook::ToPod, false, Reason::Closed),
+        (None, IP, Hook::ToPod, true, Reason::Node),
+    ] {
+        let endpoint = flags.map(|_| Versioned::constant(0));
+        let records =
+            flags.map(|flags| EndpointRecord { ifindex: 7, generation: 3, flags, ..EndpointRecord::default() });
+        let tables = Stub {
+            endpoints: Script::new([endpoint, endpoint]),
+            records: records.into_iter().collect(),
+            ..Stub::default()
+        };
+        let packet = Packet { family: V4, traits, ..Packet::default() };
+        let ruling = decide(&Nothing, &packet, &tables, Meeting { hook, ifindex: 7, from_node });
+        assert_eq!(ruling.reason(), wanted, "{flags:?}, {traits:#x}, {hook:?}, {from_node}");
+    }
+}
+
+#[test]
+fn an_address_of_one_word_is_an_address() {
+    let ones = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]].map(Address::v6);
+    let record = EndpointRecord { v6: ones, ..EndpointRecord::default() };
+    for address in ones {
+        assert!(guard::owns(&record, V6, &address), "{address:?}");
+    }
+    // The chain of headers is IPv6's.
+    let record = EndpointRecord { v4: [9, 0, 0, 0], v6: ones, ..EndpointRecord::default() };
+    let traits = packet_trait::IP | packet_trait::CHAIN_INCOMPLETE;
+    for (family, source, wanted) in [(V4, Address::v4(9), None), (V6, ones[0], Some(Reason::SpoofedFragment))] {
+        let packet = Packet { family, traits, source, ..Packet::default() };
+        assert_eq!(guard::admission_from_pod(&Nothing, &packet, &record), wanted, "{family}");
     }
 }

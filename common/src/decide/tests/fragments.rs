@@ -3,7 +3,7 @@
 use super::super::*;
 use super::stub::Stub;
 use crate::layout::{FragmentValue, Judgement};
-use crate::parse::{V4, protocol};
+use crate::parse::{V4, V6, protocol};
 
 const SECOND: u64 = 1_000_000_000;
 const EPOCH: u32 = 7;
@@ -75,5 +75,18 @@ fn a_first_fragment_passes_if_it_is_remembered() {
         let seen = tables.fragment.get().map(|first| first.judged);
         let remembered = traits != 0 && epoch == EPOCH;
         assert_eq!(seen, remembered.then_some(Judgement { epoch: EPOCH, generation: GENERATION }));
+    }
+}
+
+/// The protocol of an IPv6 later fragment is what its fragment header says, which the first's chain may go on from.
+#[test]
+fn fragments_of_ipv6_are_found_without_their_protocol() {
+    let meeting = Meeting { hook: Hook::FromPod, ifindex: 5, from_node: false };
+    for (family, wanted) in [(V4, protocol::UDP), (V6, 0)] {
+        let tables = Stub { takes_fragments: true, epoch: EPOCH, ..Stub::default() };
+        let traits = packet_trait::FRAGMENT_FIRST;
+        let packet = Packet { family, protocol: protocol::UDP, traits, ..Packet::default() };
+        isolated(&tables, &packet, &record(0), EPOCH, meeting);
+        assert_eq!(*tables.fragment_protocols.borrow(), [wanted], "{family}");
     }
 }

@@ -48,6 +48,12 @@ pub struct Stub {
     pub flow: RefCell<Option<(FlowKey, Entry)>>,
     /// Found by any key.
     pub fragment: Cell<Option<FragmentValue>>,
+    /// Under which protocols fragments were put.
+    pub fragment_protocols: RefCell<Vec<u8>>,
+    /// FLOWS takes nothing.
+    pub full: bool,
+    /// The rule that PORTS names for every port of every set.
+    pub port_rule: Option<u32>,
     /// What is put into FRAGMENTS is taken.
     pub takes_fragments: bool,
     pub now: u64,
@@ -95,7 +101,7 @@ impl Tables for Stub {
     }
 
     fn port(&self, _ports: u32, _protocol: u8, _port: u16) -> Option<u32> {
-        None
+        self.port_rule
     }
 
     fn flow(&self, key: &FlowKey) -> Option<Entry> {
@@ -104,14 +110,15 @@ impl Tables for Stub {
 
     fn put_flow(&self, key: &FlowKey, value: &FlowValue, _new: bool) -> bool {
         *self.flow.borrow_mut() = Some((*key, Entry::of(*value)));
-        true
+        !self.full
     }
 
     fn fragment(&self, _key: &FragmentKey) -> Option<FragmentValue> {
         self.fragment.get()
     }
 
-    fn put_fragment(&self, _key: &FragmentKey, value: &FragmentValue) -> bool {
+    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool {
+        self.fragment_protocols.borrow_mut().push(key.protocol);
         self.fragment.set(Some(*value));
         self.takes_fragments
     }

@@ -186,3 +186,91 @@ fn a_new_entry_is_blank() {
         }
     }
 }
+
+/// What was judged at this epoch needs no policy; what is judged anew does.
+#[test]
+fn a_judgement_of_this_epoch_holds() {
+    let (made, before) =
+        (Judgement { epoch: EPOCH, generation: GENERATION }, Judgement { epoch: EPOCH - 1, generation: GENERATION });
+    let (tcp, opening, fin, kept) = (protocol::TCP, packet_trait::OPENING, flow_flag::FIN, flow_flag::KEPT);
+    // Traits, flags besides who opened it, judgements of the packet's direction and the opposite one, and what is said where a policy
+    // admits nothing, the packet's direction, the opposite one; with flows kept, where a policy admits nothing.
+    let (none, no_rule) = (Judgement::default(), Reason::NoRule);
+    for (name, traits, others, made_of, [nothing, forward, reverse], when_kept) in [
+        ("goes on", 0, 0, [made, none], [Reason::Established; 3], Reason::Established),
+        ("goes on to its end", 0, fin, [made, none], [Reason::Established; 3], Reason::Established),
+        ("opens again", opening, 0, [made, none], [Reason::Established; 3], Reason::Established),
+        ("opens anew", opening, fin, [made, none], [no_rule, Reason::Allowed, no_rule], no_rule),
+        ("opens what was kept", opening, kept, [made, none], [no_rule, Reason::Allowed, no_rule], no_rule),
+        ("answers", 0, 0, [none, made], [Reason::Reply; 3], Reason::Reply),
+        ("went on before", 0, 0, [before, none], [Reason::Revoked, Reason::Established, Reason::Revoked], Reason::Kept),
+        ("answered before", 0, 0, [none, before], [Reason::Revoked, Reason::Revoked, Reason::Reply], Reason::Kept),
+    ] {
+        for hook in Hook::ALL {
+            for (local, remote) in [(80, 4000), (4000, 80)] {
+                let segment = Packet { traits, ..packet(hook, tcp, local, remote) };
+                let [own, opposite] = tables_of(hook);
+                let record = record(0, 0);
+                let judged = |admitting: &[u32], keeps: bool, moved: bool| {
+                    let admitting = admitting.to_vec();
+                    let epoch = EPOCH + u32::from(moved);
+                    let tables = Stub { epoch, now: NOW, admitting, keeps, ..Stub::default() };
+                    let at = At::new(&tables, &record, &segment, EPOCH, hook);
+                    let mut value = FlowValue { seen: NOW, flags: others, ..FlowValue::default() };
+                    value.judged[at.sender][at.forward_role()] = made_of[0];
+                    value.judged[1 - at.sender][at.reverse_role()] = made_of[1];
+                    let opener = if made_of[0] == none { 1 - at.sender } else { at.sender };
+                    value.flags |= flow_flag::OPENED << opener;
+                    tables.put_flow(&at.key, &value, true);
+                    let reason = pass(&at).reason();
+                    let flags = tables.flow(&at.key).expect("it is there").flags();
+                    assert_eq!(flags & kept != 0, others & kept != 0 || (reason == Reason::Kept), "{name}");
+                    reason
+                };
+                let context = format!("{name}, {hook:?}, {local}");
+                assert_eq!(judged(&[], false, false), nothing, "{context}");
+                assert_eq!(judged(&[own], false, false), forward, "{context}");
+                assert_eq!(judged(&[opposite], false, false), reverse, "{context}");
+                assert_eq!(judged(&[], true, false), when_kept, "{context}");
+                // A judgement that is to be remembered has to be of one epoch.
+                let anew = nothing != forward;
+                assert_eq!(judged(&[own], false, true), if anew { Reason::Unsettled } else { forward }, "{context}");
+            }
+        }
+    }
+}
+
+/// Where both ends opened a connection, either may go on by what its own direction is allowed.
+#[test]
+fn a_connection_that_both_opened() {
+    for hook in Hook::ALL {
+        let segment = packet(hook, protocol::TCP, 80, 4000);
+        let record = record(0, 0);
+        let tables = Stub { epoch: EPOCH, now: NOW, admitting: vec![tables_of(hook)[0]], ..Stub::default() };
+        let at = At::new(&tables, &record, &segment, EPOCH, hook);
+        let flags = flow_flag::OPENED * 3;
+        tables.put_flow(&at.key, &FlowValue { seen: NOW, flags, ..FlowValue::default() }, true);
+        assert_eq!(pass(&at).reason(), Reason::Allowed, "{hook:?}");
+    }
+}
+
+/// What was under way to a pod that a policy has begun to isolate is no opening, where its sockets say so.
+#[test]
+fn what_was_under_way_opens_nothing() {
+    let hook = Hook::ToPod;
+    let datagram = packet(hook, protocol::UDP, 40000, 53);
+    for (isolated_at, connected, wanted) in [
+        (990, Some(true), Reason::NoRule),
+        (990, None, Reason::Allowed),
+        (900, Some(true), Reason::Allowed),
+        (0, Some(true), Reason::Allowed),
+    ] {
+        let record = record(0, isolated_at);
+        let admitting = vec![INGRESS_TABLE];
+        let tables = Stub { epoch: EPOCH, now: NOW, admitting, connected, ..Stub::default() };
+        let at = At::new(&tables, &record, &datagram, EPOCH, hook);
+        let flags = flow_flag::OPENED << (1 - at.sender);
+        tables.put_flow(&at.key, &FlowValue { seen: NOW, flags, ..FlowValue::default() }, true);
+        assert_eq!(pass(&at).reason(), wanted, "{isolated_at}, {connected:?}");
+    }
+}

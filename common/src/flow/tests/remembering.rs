@@ -33,7 +33,7 @@ fn flags(at: &At<'_, Stub>, [by_sender, by_receiver]: [bool; 2], others: u32) ->
 #[test]
 fn what_the_node_sends_is_remembered_as_its_own() {
     const NODE: u32 = flow_flag::NODE;
-    const ENDED: u32 = flow_flag::RESET_SEEN;
+    const ENDED: u32 = flow_flag::FIN;
     let (tcp, udp) = (protocol::TCP, protocol::UDP);
     let (ack, syn, rst) = (tcp_flag::ACK, tcp_flag::SYN, tcp_flag::RST);
     // The packet; who opened the flow, what else is known of it, when it was judged; whether it is judged anew.
@@ -49,6 +49,7 @@ fn what_the_node_sends_is_remembered_as_its_own() {
         ("answers the pod", udp, 0, [false, true], 0, Judgement { epoch: 0, generation: 0 }, false),
         ("opens what the pod opened", tcp, syn, [false, true], 0, MADE_BEFORE, true),
         ("goes on with what both opened", udp, 0, [true, true], NODE, MADE_BEFORE, true),
+        ("was opened by nobody", udp, 0, [false, false], 0, MADE_BEFORE, true),
         ("resets", tcp, rst, [true, false], NODE, MADE_BEFORE, false),
         ("resets what the pod opened", tcp, rst, [false, true], 0, MADE_BEFORE, false),
         ("sends what is a reset in TCP alone", udp, rst, [true, false], NODE, MADE_BEFORE, true),
@@ -60,12 +61,16 @@ fn what_the_node_sends_is_remembered_as_its_own() {
             let mut value = FlowValue { flags: flags(&at, opened, others), seen: THEN, ..FlowValue::default() };
             value.judged[at.sender][INGRESS] = judged;
             tables.put_flow(&at.key, &value, true);
+            let entry = tables.flow(&at.key).expect("it was put");
             assert_eq!(remember_node(&at), Reason::Node, "{name}");
+            assert_eq!(entry.seen(), if anew { THEN } else { NOW }, "{name}: in place or not");
             let after = tables.flow(&at.key).expect("it is there").value();
             let wanted = if anew { MADE_NOW } else { judged };
             assert_eq!(after.judged[at.sender][INGRESS], wanted, "{name}, {ports:?}");
             let kept = if anew { flags(&at, [true, opened[1]], NODE) } else { flags(&at, opened, others & NODE) };
             assert_eq!(after.flags & ((flow_flag::OPENED * 3) | NODE), kept, "{name}, {ports:?}");
+            let goes_on = !(anew && tcp_flags == syn && protocol == tcp);
+            assert_eq!(after.flags & ENDED, if goes_on { others & ENDED } else { 0 }, "{name}");
         }
     }
 }
@@ -94,29 +99,57 @@ fn what_the_node_begins_is_remembered_unless_it_is_a_reset() {
     }
 }
 
+#[test]
+fn what_no_room_is_left_for_is_told() {
+    for (protocol, tcp_flags) in [(protocol::UDP, 0), (protocol::TCP, tcp_flag::SYN)] {
+        let (packet, record) = (packet(protocol, tcp_flags, PORTS[0]), record());
+        let tables = Stub { epoch: EPOCH, now: NOW, full: true, ..Stub::default() };
+        assert_eq!(remember_node(&At::new(&tables, &record, &packet, EPOCH, Hook::ToPod)), Reason::Unremembered);
+        let tables = Stub { epoch: EPOCH, now: NOW, full: true, ..Stub::default() };
+        // Not isolated in this direction: it is admitted, and to be remembered.
+        assert_eq!(pass(&At::new(&tables, &record, &packet, EPOCH, Hook::ToPod)).reason(), Reason::Unremembered);
+    }
+}
+
+/// The packet that has a flow judged anew may be its last.
+#[test]
+fn an_entry_that_is_judged_anew_by_a_fin() {
+    for ports in PORTS {
+        let (packet, record) = (packet(protocol::TCP, tcp_flag::FIN | tcp_flag::ACK, ports), record());
+        let tables = Stub { epoch: EPOCH, now: NOW, ..Stub::default() };
+        let at = At::new(&tables, &record, &packet, EPOCH, Hook::ToPod);
+        stamp(&at, &Entry::new(0, THEN), true, false);
+        let after = tables.flow(&at.key).expect("it is there");
+        assert_eq!(after.flags(), (flow_flag::OPENED | flow_flag::FIN) << at.sender);
+        assert_eq!(after.fin_next(at.sender), 1);
+    }
+}
+
 /// A judgement made anew leaves of the entry what still holds.
 #[test]
 fn an_entry_that_is_judged_anew() {
+    // So soon that a packet that passes without a judgement leaves the time alone.
+    const SOON: u64 = THEN + SEEN_GRANULARITY / 2;
     const FIN: u32 = flow_flag::FIN | flow_flag::FIN_ACKED;
     const UNCONFIRMED: u32 = flow_flag::UNCONFIRMED;
     let (tcp, udp) = (protocol::TCP, protocol::UDP);
     let (ack, syn) = (tcp_flag::ACK, tcp_flag::SYN);
     // The packet, whether its own direction is judged, and what of flags and time there is afterwards.
     for (name, protocol, tcp_flags, forward, before, after, seen) in [
-        ("an opening", tcp, syn, true, FIN, 0, NOW),
-        ("an opening of what is not confirmed", tcp, syn, true, FIN | UNCONFIRMED, 0, NOW),
-        ("a segment", tcp, ack, true, FIN, FIN, NOW),
-        ("a segment that confirms", tcp, ack, true, UNCONFIRMED, 0, NOW),
-        ("an answer", tcp, ack, false, 0, 0, NOW),
+        ("an opening", tcp, syn, true, FIN, 0, SOON),
+        ("an opening of what is not confirmed", tcp, syn, true, FIN | UNCONFIRMED, 0, SOON),
+        ("a segment", tcp, ack, true, FIN, FIN, SOON),
+        ("a segment that confirms", tcp, ack, true, UNCONFIRMED, 0, SOON),
+        ("an answer", tcp, ack, false, 0, 0, SOON),
         ("an answer to what is ending", tcp, ack, false, FIN, FIN, THEN),
         ("an answer to what is not confirmed", tcp, ack, false, UNCONFIRMED, UNCONFIRMED, THEN),
-        ("a datagram", udp, syn, true, UNCONFIRMED, 0, NOW),
+        ("a datagram", udp, syn, true, UNCONFIRMED, 0, SOON),
         ("an answering datagram", udp, 0, false, UNCONFIRMED, UNCONFIRMED, THEN),
     ] {
         for (ports, kept) in PORTS.into_iter().flat_map(|ports| [(ports, false), (ports, true)]) {
             let (packet, record) = (packet(protocol, tcp_flags, ports), record());
             for hook in Hook::ALL {
-                let tables = Stub { epoch: EPOCH, now: NOW, ..Stub::default() };
+                let tables = Stub { epoch: EPOCH, now: SOON, ..Stub::default() };
                 let at = At::new(&tables, &record, &packet, EPOCH, hook);
                 let value = FlowValue { flags: before, fin_next: [8, 9], seen: THEN, ..FlowValue::default() };
                 assert!(stamp(&at, &Entry::of(value), forward, kept));
