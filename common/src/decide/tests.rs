@@ -315,7 +315,7 @@ fn packets_without_a_flow() {
             ..Stub::default()
         };
         let packet = Packet { family: V4, traits, ..Packet::default() };
-        let ruling = decide(&Nothing, &packet, &tables, Meeting { hook, ifindex: 7, from_node });
+        let ruling = decide(&Frame(&[]), || &packet, &tables, Meeting { hook, ifindex: 7, from_node });
         assert_eq!(ruling.reason(), wanted, "{flags:?}, {traits:#x}, {hook:?}, {from_node}");
     }
 }
@@ -332,6 +332,6 @@ fn an_address_of_one_word_is_an_address() {
     let traits = packet_trait::IP | packet_trait::CHAIN_INCOMPLETE;
     for (family, source, wanted) in [(V4, Address::v4(9), None), (V6, ones[0], Some(Reason::SpoofedFragment))] {
         let packet = Packet { family, traits, source, ..Packet::default() };
-        assert_eq!(guard::admission_from_pod(&Nothing, &packet, &record), wanted, "{family}");
+        assert_eq!(guard::admission_from_pod(&Frame(&[]), &packet, &record), wanted, "{family}");
     }
 }
