@@ -160,6 +160,7 @@ fn the_time_of_an_entry_is_written_when_it_matters() {
         ("a FIN, at once", 0, 0, fin, false, false),
         ("a reset, at once", 0, 1, rst, false, true),
         ("another reset", flow_flag::RESET_SEEN, 1, rst, false, false),
+        ("a reset with a FIN", 0, 1, rst | fin, false, true),
     ] {
         let mut packet = packet(V4, protocol::TCP, [(Address::v4(1), 80), (Address::v4(2), 4000)]);
         packet.tcp_flags = tcp_flags;

@@ -1,5 +1,6 @@
 //! Odd frames, as data: what is read of them, and that nothing is read that is not there.
 
+mod chains;
 mod fields;
 mod quotations;
 

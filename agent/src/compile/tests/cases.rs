@@ -151,6 +151,9 @@ fn named_ports() {
         "pod a/s ip=10.0.0.5,fd00::5 node=n app=s port=http/TCP/8080 port=http/UDP/99 port=admin/TCP/7\npolicy a/p . in(*|TCP/http)",
         "5 in 9.9.9.9 TCP/8080 allow\n5 in 9.9.9.9 TCP/99 deny\n5 in 9.9.9.9 TCP/7 deny\n5 in 9.9.9.9 UDP/99 deny",
     );
+    // Each rule its own names.
+    let two = "pod a/s ip=10.0.0.5,fd00::5 node=n app=s port=http/TCP/8080 port=admin/TCP/7\npolicy a/p . in(app=web|TCP/http) in(app=db|TCP/admin)";
+    case(two, "5 in 10.0.1.1 TCP/8080 allow\n5 in 10.0.1.1 TCP/7 deny\n5 in 10.0.1.2 TCP/7 allow");
     // 7.7, 7.8: egress asks each destination; with everybody as peer, every pod that has the name.
     let out = "5 out 10.0.1.1 TCP/80 allow\n5 out 10.0.1.1 TCP/81 deny\n5 out 10.0.2.1 TCP/81 allow\n5 out 10.0.2.1 TCP/80 deny";
     case("policy a/p . out(*|TCP/http)", &format!("{out}\n5 out 9.9.9.9 TCP/80 deny\n5 out 10.0.1.2 TCP/80 deny"));
