@@ -108,9 +108,11 @@ pub fn tell(file: &str, mutants: &[Mutant], chosen: &[usize], outcome: &Outcome)
     }
     let unviable: usize = counts.values().map(|count| count.unviable).sum();
     let skipped: usize = counts.values().map(|count| count.skipped).sum();
-    println!("\n{unviable} more in these modules do not type-check; {skipped} have not been run.");
+    println!(
+        "\n{unviable} more in these modules do not type-check; {skipped} have not been run to the end, and are not counted."
+    );
     unexplained.iter().for_each(|name| println!("lives without a reason: {name}"));
     let stale = |name: &&&str| name.contains(file) && mutants.iter().all(|mutant| mutant.name() != **name);
     reasons.keys().filter(stale).for_each(|name| println!("has a reason to live, and is not there: {name}"));
-    Ok(enough && unexplained.is_empty())
+    Ok(enough && unexplained.is_empty() && skipped == 0)
 }
