@@ -11,6 +11,11 @@ use anyhow::ensure;
 use aya::Pod;
 use aya::maps::MapData;
 
+use super::syscall::bpf;
+
+/// linux/bpf.h: enum bpf_cmd.
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
 /// Entries in one call. A bucket that holds more makes the call fail with ENOSPC; the kernel has as many buckets as entries.
 const BATCH: u32 = 4096;
 
@@ -60,8 +65,9 @@ impl<K: Pod, V: Pod> Entries<K, V> {
                 elem_flags: 0,
                 flags: 0,
             };
-            let end = match lookup(&mut attributes) {
-                Ok(()) => false,
+            // SAFETY: keys and values have room for `count` entries, the numbers of buckets are ours, and all outlive the call.
+            let end = match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) } {
+                Ok(_) => false,
                 // The last entries.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => true,
                 Err(error) => return Err(error),
@@ -80,14 +86,4 @@ impl<K: Pod, V: Pod> Entries<K, V> {
             from = Some(next);
         }
     }
-}
-
-fn lookup(attributes: &mut Attributes) -> io::Result<()> {
-    const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-    // SAFETY: the pointers in the attributes are to memory of `for_each` that is large enough for `count` entries and lives until
-    // the call returns.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, std::ptr::from_mut(attributes), size_of::<Attributes>())
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use super::syscall::bpf;
+
 /// bpf(2), linux/bpf.h: enum bpf_cmd.
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_DETACH: libc::c_long = 34;
@@ -28,14 +30,10 @@ struct Detach {
 /// interface has gone is detached already.
 pub(super) fn detach(pin: &Path) -> io::Result<()> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
-    let link = bpf(BPF_OBJ_GET, &Object { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 })?;
+    // SAFETY: the path is alive.
+    let link = unsafe { bpf(BPF_OBJ_GET, &mut Object { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 }) }?;
     // SAFETY: BPF_OBJ_GET has just given us this descriptor.
     let link = unsafe { OwnedFd::from_raw_fd(link) };
-    bpf(BPF_LINK_DETACH, &Detach { link_fd: link.as_raw_fd().cast_unsigned() }).map(drop)
-}
-
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
-    // SAFETY: the attributes are as long as it is said; both commands only read them, and a path that they point to is alive.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
-    i32::try_from(result).ok().filter(|result| *result >= 0).ok_or_else(io::Error::last_os_error)
+    // SAFETY: nothing is pointed to.
+    unsafe { bpf(BPF_LINK_DETACH, &mut Detach { link_fd: link.as_raw_fd().cast_unsigned() }) }.map(drop)
 }

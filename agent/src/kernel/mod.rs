@@ -14,6 +14,7 @@ mod maps;
 mod pins;
 mod qdisc;
 mod sizes;
+mod syscall;
 
 use std::collections::BTreeMap;
 

@@ -4,16 +4,15 @@ use std::cell::Cell;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use palisade_common::Hook;
-use palisade_common::decide::{EGRESS, INGRESS, Meeting, Ruling, Tables, ask, decide};
-use palisade_common::layout::{
-    Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, RuleKey, RuleValue, Versioned,
-};
-use palisade_common::parse::{self, Packet, V4, protocol};
+use palisade_common::decide::{EGRESS, INGRESS, Meeting, Tables, ask};
+use palisade_common::layout::{Address, EndpointRecord, RuleKey, RuleValue, Versioned};
+use palisade_common::parse::{V4, protocol};
 use palisade_common::verdict::Reason;
 
 use super::super::plan::Write;
-use super::super::sim::{FrameBytes, Sim, SimFlow, bytes_of};
+use super::super::sim::{Sim, bytes_of};
 use super::world::{Chance, INTERFACES, probes};
+use super::written::{self, Written, judge};
 use super::{PORTS, Run};
 
 /// The maps after each write of several changes, of which each look-up sees a later one; and one flow table.
@@ -52,27 +51,13 @@ impl Moving<'_> {
     }
 }
 
-impl Tables for Moving<'_> {
-    type Flow<'b>
-        = SimFlow<'b>
-    where
-        Self: 'b;
-
+impl Written for Moving<'_> {
     fn epoch(&self) -> u32 {
         self.now_at().epoch()
     }
 
     fn endpoint(&self, ifindex: u32) -> Option<Versioned> {
-        let put = |write: &Write| if let Write::Endpoint(key, value) = write { Some((*key, *value)) } else { None };
-        self.read(&ifindex, |sim| sim.endpoint(ifindex), put)
-    }
-
-    fn hint(&self, ifindex: u32, epoch: u32) -> Option<u32> {
-        self.flows.hint(ifindex, epoch)
-    }
-
-    fn put_hint(&self, ifindex: u32, epoch: u32, index: u32) {
-        self.flows.put_hint(ifindex, epoch, index);
+        self.read(&ifindex, |sim| sim.endpoint(ifindex), written::endpoint)
     }
 
     fn record(&self, index: u32) -> Option<&EndpointRecord> {
@@ -80,12 +65,7 @@ impl Tables for Moving<'_> {
     }
 
     fn class_exact(&self, family: u8, address: &Address) -> Option<Versioned> {
-        let put = |write: &Write| match write {
-            Write::ExactV4(key, value) if family == V4 => Some((Address::v4(*key), *value)),
-            Write::ExactV6(key, value) if family != V4 => Some((*key, *value)),
-            _ => None,
-        };
-        self.read(address, |sim| sim.class_exact(family, address), put)
+        self.read(address, |sim| sim.class_exact(family, address), |write| written::exact(write, family))
     }
 
     fn class_cidr(&self, family: u8, address: &Address) -> Option<Versioned> {
@@ -100,44 +80,8 @@ impl Tables for Moving<'_> {
         self.now_at().port(ports, protocol, port)
     }
 
-    fn flow(&self, key: &FlowKey) -> Option<SimFlow<'_>> {
-        self.flows.flow(key)
-    }
-
-    fn put_flow(&self, key: &FlowKey, value: &FlowValue, new: bool) -> bool {
-        self.flows.put_flow(key, value, new)
-    }
-
-    fn fragment(&self, key: &FragmentKey) -> Option<FragmentValue> {
-        self.flows.fragment(key)
-    }
-
-    fn put_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool {
-        self.flows.put_fragment(key, value)
-    }
-
-    fn now(&self) -> u64 {
-        self.flows.now.get()
-    }
-
-    fn pressure(&self, _now: u64) -> bool {
-        false
-    }
-
-    fn keeps_existing(&self) -> bool {
-        self.flows.keeps_existing
-    }
-
-    fn listens(&self, _: &EndpointRecord, _: &Packet, _: Hook) -> Option<bool> {
-        None
-    }
-
-    fn is_connected(&self, _: &EndpointRecord, _: &Packet, _: Hook) -> Option<bool> {
-        None
-    }
-
-    fn take_midstream(&self, _number: u32, _now: u64) -> bool {
-        false
+    fn flows(&self) -> &Sim {
+        self.flows
     }
 }
 
@@ -160,13 +104,6 @@ pub(super) fn datagram(family: u8, hook: Hook, peer: Address, port: u16) -> Vec<
     bytes.extend(port.to_be_bytes());
     bytes.extend([0, 8, 0, 0]);
     bytes
-}
-
-fn judge(bytes: &[u8], tables: &Moving<'_>, meeting: Meeting) -> Ruling {
-    let frame = FrameBytes { bytes, gso: false };
-    let mut packet = Packet::default();
-    parse::frame(&frame, &mut packet);
-    decide(&frame, || &packet, tables, meeting)
 }
 
 /// What a settled state says to a new flow. `None`: the endpoint is not there.
@@ -245,7 +182,7 @@ fn fly(keep_existing: bool) {
             let start = states[tables.position.get()].epoch();
             // The second packet finds what the first has left; nothing changes any more.
             for round in ["in flight", "afterwards"] {
-                let ruling = judge(&bytes, &tables, meeting);
+                let ruling = judge(&tables, &bytes, meeting);
                 packets += 1;
                 if ruling.reason() == Reason::Unsettled {
                     given_up += 1;

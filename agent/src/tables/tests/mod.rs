@@ -5,6 +5,7 @@ mod flight;
 mod interleaving;
 mod settings;
 mod world;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 
