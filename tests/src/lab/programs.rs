@@ -20,6 +20,14 @@ pub fn control_plane() -> Result<PathBuf> {
     find("lab/control-plane").context("etcd and kube-apiserver are not built: `cargo xtask setup`")
 }
 
+pub fn kube_proxy() -> Result<PathBuf> {
+    find("lab/kube-proxy/kube-proxy").context("kube-proxy is not built: `cargo xtask setup`")
+}
+
+pub fn dns() -> Result<PathBuf> {
+    find("lab/dns/coredns").context("CoreDNS is not built: `cargo xtask setup`")
+}
+
 /// The static agent.
 pub fn agent() -> Result<PathBuf> {
     find("release/palisade").context("the agent is not built: `cargo xtask build`")

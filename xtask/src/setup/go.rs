@@ -1,4 +1,5 @@
-//! What is built from Go modules (tests/go): libcni with the plugins that Flannel delegates to, etcd and kube-apiserver.
+//! What is built from Go modules (tests/go): libcni with the plugins that Flannel delegates to, etcd and kube-apiserver,
+//! kube-proxy, and CoreDNS.
 //!
 //! Everything is built from published modules at the versions of go.mod and go.sum, into a folder of the cache that is
 //! named by what it was built from.
@@ -49,17 +50,31 @@ pub fn provide_control_plane() -> Result<(PathBuf, String)> {
         println!("  building etcd and kube-apiserver from their modules (about 8 minutes on 2 cores, once)");
         build(&module.join("etcd"), folder, "etcd", "./cmd/etcd", "-s -w")?;
         let kube = module.join("kube");
-        let version = output(
-            Command::new("go").args(["list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"]).current_dir(&kube),
-        )?;
-        // Without these the server does not know which release it is.
-        let version = version.trim();
-        let minor = version.strip_prefix("v1.").and_then(|rest| rest.split('.').next()).context("an odd version")?;
-        let variable = "k8s.io/component-base/version";
-        let flags =
-            format!("-s -w -X {variable}.gitVersion={version} -X {variable}.gitMajor=1 -X {variable}.gitMinor={minor}");
-        build(&kube, folder, "kube-apiserver", "./cmd/kube-apiserver", &flags)
+        build(&kube, folder, "kube-apiserver", "./cmd/kube-apiserver", &release_flags(&kube)?)
     })
+}
+
+/// A folder of its own, as the API server takes minutes and need not be built anew for it.
+pub fn provide_kube_proxy() -> Result<(PathBuf, String)> {
+    let module = modules().join("controlplane/kube");
+    cached("kube-proxy", &module, |folder| {
+        build(&module, folder, "kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", &release_flags(&module)?)
+    })
+}
+
+pub fn provide_dns() -> Result<(PathBuf, String)> {
+    let module = modules().join("dns");
+    cached("dns", &module, |folder| build(&module, folder, "coredns", ".", "-s -w"))
+}
+
+/// Without these a program of Kubernetes does not know which release it is.
+fn release_flags(module: &Path) -> Result<String> {
+    let asked = ["list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"];
+    let version = output(Command::new("go").args(asked).current_dir(module))?;
+    let version = version.trim();
+    let minor = version.strip_prefix("v1.").and_then(|rest| rest.split('.').next()).context("an odd version")?;
+    let variable = "k8s.io/component-base/version";
+    Ok(format!("-s -w -X {variable}.gitVersion={version} -X {variable}.gitMajor=1 -X {variable}.gitMinor={minor}"))
 }
 
 fn modules() -> PathBuf {

@@ -49,6 +49,13 @@ pub fn control_plane() -> Result<()> {
     link("control-plane", &folder)
 }
 
+/// kube-proxy and a DNS server for tests of Services, as `target/lab/kube-proxy` and `target/lab/dns`.
+pub fn services() -> Result<()> {
+    step("packages of kube-proxy", || packages::provide(packages::KUBE_PROXY))?;
+    link("kube-proxy", &step("kube-proxy", go::provide_kube_proxy)?)?;
+    link("dns", &step("CoreDNS", go::provide_dns)?)
+}
+
 /// Beside what cargo builds, where the lab library looks for it.
 fn link(name: &str, folder: &Path) -> Result<()> {
     let place = paths::target().join("lab").join(name);
@@ -63,6 +70,7 @@ pub fn all() -> Result<()> {
     toolchain()?;
     lab()?;
     control_plane()?;
+    services()?;
     cxx()?;
     Ok(())
 }

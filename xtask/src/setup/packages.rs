@@ -11,6 +11,9 @@ type Programs = &'static [(&'static str, &'static str)];
 
 pub const LAB: Programs = &[("ip", "iproute2"), ("bridge", "iproute2"), ("bpftool", "bpftool"), ("openssl", "openssl")];
 
+/// kube-proxy calls the first two; the lab asks nft for what flannel writes.
+pub const KUBE_PROXY: Programs = &[("iptables", "iptables"), ("conntrack", "conntrack"), ("nft", "nftables")];
+
 /// libFuzzer is C++.
 pub const CXX: Programs = &[("c++", "g++")];
 
