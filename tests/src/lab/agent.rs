@@ -71,6 +71,7 @@ impl Agent {
         command.args(["--node-name", &node.name]).arg("--pin-dir").arg(&node.pin_dir);
         lab.guard().folder(&state_dir(&node.pin_dir));
         command.arg("--cni-cache-dir").arg(node.cni_cache());
+        command.arg("--cgroup").arg(&node.cgroup.path);
         command.args(["--metrics-addr", &Self::METRICS.to_string()]).args(&options.extra);
         if let Some(level) = &options.log_level {
             command.env("RUST_LOG", level);
@@ -123,6 +124,26 @@ impl Agent {
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
         let status = head.split_whitespace().nth(1).context("no HTTP status")?.parse()?;
         Ok((status, body.to_owned()))
+    }
+
+    /// How many changes of objects it has taken in.
+    pub fn updates(&self) -> Result<u64> {
+        let (_, page) = self.http("/metrics")?;
+        let counters = page.lines().filter(|line| line.starts_with("palisade_updates_total"));
+        Ok(counters.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum())
+    }
+
+    /// Waits until it has taken in that many in all.
+    pub fn wait_updates(&self, count: u64, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        loop {
+            let seen = self.updates()?;
+            if seen >= count {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "the agent has taken in {seen} changes of {count}:\n{}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn pid(&self) -> Option<u32> {

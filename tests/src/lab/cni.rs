@@ -18,6 +18,8 @@ pub struct Call {
     pub container_id: String,
     pub netns: PathBuf,
     pub args: Vec<[String; 2]>,
+    /// What the runtime knows and plugins may want: `portMappings`.
+    pub capability: Value,
 }
 
 pub struct Runner {
@@ -45,6 +47,7 @@ impl Runner {
                 "netns": call.netns,
                 "ifName": call.interface,
                 "args": call.args,
+                "capabilityArgs": call.capability,
             });
             requests.push_str(&request.to_string());
             requests.push('\n');

@@ -4,11 +4,12 @@
 //! left standing on purpose is removed later. Processes are ended by their id, and only if they are still the same.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::UnmountFlags;
@@ -56,6 +57,11 @@ impl Guard {
     /// A folder, with all that is in it.
     pub fn folder(&self, path: &Path) {
         self.tell(&format!("folder {}", path.display()));
+    }
+
+    /// A cgroup without children. Its members are ended first, as they are told later.
+    pub fn cgroup(&self, path: &Path) {
+        self.tell(&format!("cgroup {}", path.display()));
     }
 
     /// The leader of a process group, and so whatever it starts.
@@ -161,10 +167,25 @@ fn remove(line: &str) -> Result<()> {
             Err(error) => Err(error.into()),
         },
         "folder" => match fs::remove_dir_all(what) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
             Err(_) | Ok(()) => Ok(()),
         },
+        "cgroup" => remove_cgroup(Path::new(what)),
         other => bail!("odd kind `{other}`"),
+    }
+}
+
+/// What was killed is a member until it is gone, which the kernel does in its own time and does not tell us.
+fn remove_cgroup(path: &Path) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            Err(_) | Ok(()) => return Ok(()),
+        }
     }
 }
 

@@ -5,8 +5,10 @@
 //! the [`Lab`] is dropped or its process ends in whatever way (see [`guard`]).
 
 pub mod agent;
+pub mod cgroup;
 pub mod cni;
 pub mod control_plane;
+pub mod dns;
 pub mod guard;
 pub mod netns;
 pub mod node;
@@ -15,6 +17,7 @@ pub mod overlay;
 pub mod pod;
 pub mod probe;
 pub mod programs;
+pub mod proxy;
 pub mod raw;
 pub mod server;
 
@@ -27,6 +30,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::mount::MountFlags;
 
 pub use agent::{Agent, AgentOptions, Source};
+pub use cgroup::Cgroup;
 pub use control_plane::ControlPlane;
 pub use guard::Guard;
 pub use netns::Netns;
@@ -34,6 +38,7 @@ pub use node::Node;
 pub use objects::Manifests;
 pub use pod::{Pod, PodSpec};
 pub use probe::{Connection, Outcome, Transport};
+pub use proxy::{KubeProxy, Mode};
 
 /// Where all labs of the machine have their folders.
 pub const ROOT: &str = "/run/palisade-lab";

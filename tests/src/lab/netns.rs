@@ -77,13 +77,21 @@ impl Netns {
 
     /// Runs lines of `ip`'s batch mode.
     pub fn ip(&self, lines: &[String]) -> Result<()> {
-        let mut child =
-            self.command("ip").args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let text = lines.join("\n") + "\n";
+        self.feed("ip", &["-batch", "-"], &(lines.join("\n") + "\n"))
+    }
+
+    /// Loads rules of nftables.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        self.feed("nft", &["-f", "-"], rules)
+    }
+
+    fn feed(&self, program: &str, arguments: &[&str], text: &str) -> Result<()> {
+        let mut command = self.command(program);
+        let mut child = command.args(arguments).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         child.stdin.take().expect("stdin was asked for above").write_all(text.as_bytes())?;
         let output = child.wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "ip in {}: {}\nof:\n{text}", self.name, said.trim_end());
+        ensure!(output.status.success(), "{program} in {}: {}\nof:\n{text}", self.name, said.trim_end());
         Ok(())
     }
 

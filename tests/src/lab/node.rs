@@ -3,13 +3,14 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cni::{Call, Runner};
 use super::pod::{Pod, PodSpec};
-use super::{Lab, Netns};
+use super::{Cgroup, Lab, Netns};
 
 pub struct Node {
     pub name: String,
@@ -20,6 +21,8 @@ pub struct Node {
     pub folder: PathBuf,
     /// For the agent's pins, in the lab's bpffs.
     pub pin_dir: PathBuf,
+    /// For what runs on the node itself.
+    pub cgroup: Cgroup,
     runner: Runner,
 }
 
@@ -45,8 +48,9 @@ impl Lab {
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder)?;
         let runner = Runner::new(self.guard(), &netns, &folder)?;
-        let node =
-            Node { name: name.into(), number, netns, addresses, pin_dir: self.bpffs().join(name), folder, runner };
+        let cgroup = Cgroup::create(self.guard(), &format!("{}-{name}", self.prefix), &folder.join("cgroup"))?;
+        let pin_dir = self.bpffs().join(name);
+        let node = Node { name: name.into(), number, netns, addresses, folder, pin_dir, cgroup, runner };
         node.write_network()?;
         let [v4, v6] = node.pod_cidrs();
         let [via_v4, via_v6] = node.addresses;
@@ -58,6 +62,13 @@ impl Lab {
 impl Node {
     pub fn pod_cidrs(&self) -> [String; 2] {
         [format!("10.244.{}.0/24", self.number), format!("fd00:244:{}::/64", self.number)]
+    }
+
+    /// A command that will run as a process of the node: in its network namespace and in its cgroup.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.netns.command(program);
+        self.cgroup.admit(&mut command);
+        command
     }
 
     /// What the agent is given as `--cni-cache-dir`; libcni keeps its results in `results` below it.
@@ -135,12 +146,20 @@ impl Node {
     }
 
     fn call(&self, command: &'static str, conflist: &std::path::Path, interface: &'static str, pod: &Pod) -> Call {
+        let mappings: Vec<Value> = pod
+            .host_ports
+            .iter()
+            .map(|(host, protocol, port)| {
+                json!({"hostPort": host, "containerPort": port, "protocol": protocol.to_lowercase()})
+            })
+            .collect();
         Call {
             command,
             conflist: conflist.to_owned(),
             cache: self.cni_cache(),
             interface,
             container_id: pod.container_id.clone(),
+            capability: json!({"portMappings": mappings}),
             netns: pod.netns.path(),
             // As the kubelet gives them; their order differs from pod to pod there.
             args: vec![

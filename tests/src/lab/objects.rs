@@ -1,6 +1,7 @@
 //! API objects of what is in the lab, as values; and a folder of them for `--manifests`.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -37,6 +38,7 @@ pub fn pod(pod: &Pod, node: &Node) -> Value {
         name: pod.name.clone(),
         labels: pod.labels.clone(),
         ports: pod.ports.clone(),
+        host_ports: pod.host_ports.clone(),
         uid: Some(pod.uid.clone()),
     };
     let addresses: Vec<Value> = pod.addresses.iter().map(|address| json!({"ip": address})).collect();
@@ -52,11 +54,15 @@ pub fn pod(pod: &Pod, node: &Node) -> Value {
 
 /// A pod as it is before it runs: bound to its node, without a status.
 pub fn scheduled(spec: &PodSpec, node: &Node) -> Value {
-    let ports: Vec<Value> = spec
+    let named = spec
         .ports
         .iter()
-        .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "containerPort": port}))
-        .collect();
+        .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "containerPort": port}));
+    let of_host = spec
+        .host_ports
+        .iter()
+        .map(|(host, protocol, port)| json!({"hostPort": host, "protocol": protocol, "containerPort": port}));
+    let ports: Vec<Value> = named.chain(of_host).collect();
     let mut metadata = json!({"namespace": spec.namespace, "name": spec.name, "labels": spec.labels});
     if let Some(uid) = &spec.uid {
         metadata["uid"] = uid.as_str().into();
@@ -66,6 +72,51 @@ pub fn scheduled(spec: &PodSpec, node: &Node) -> Value {
         "kind": "Pod",
         "metadata": metadata,
         "spec": {"nodeName": node.name, "containers": [{"name": "server", "image": "none", "ports": ports}]},
+    })
+}
+
+/// A Service by its spec. Which pods are behind it is said by [`endpoint_slice`], as no controller is there to find them.
+pub fn service(namespace: &str, name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": spec,
+    })
+}
+
+/// A backend of a Service: its address, and the node that it is on if it is on one.
+pub struct Backend {
+    pub address: IpAddr,
+    pub node: Option<String>,
+}
+
+/// One slice of a Service: backends of one family, and the ports that they all have.
+pub fn endpoint_slice(service: &Value, number: usize, backends: &[Backend], ports: &Value) -> Value {
+    let metadata = &service["metadata"];
+    let name = metadata["name"].as_str().unwrap_or_default();
+    let family = if backends.iter().all(|backend| backend.address.is_ipv4()) { "IPv4" } else { "IPv6" };
+    let endpoints: Vec<Value> = backends
+        .iter()
+        .map(|backend| {
+            let mut endpoint = json!({"addresses": [backend.address], "conditions": {"ready": true}});
+            if let Some(node) = &backend.node {
+                endpoint["nodeName"] = node.as_str().into();
+            }
+            endpoint
+        })
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": metadata["namespace"],
+            "name": format!("{name}-{}-{number}", family.to_lowercase()),
+            "labels": {"kubernetes.io/service-name": name},
+        },
+        "addressType": family,
+        "ports": ports,
+        "endpoints": endpoints,
     })
 }
 

@@ -58,3 +58,34 @@ fn forward(node: &Node, device: &str, mac: &str, underlay: IpAddr) -> Result<()>
     anyhow::ensure!(status.success(), "bridge fdb add: {status}");
     Ok(())
 }
+
+/// Joins nodes of one network by plain routes, as Flannel's host-gw backend does: all pairs of the one and the other list.
+pub fn route(nodes: &[&Node], others: &[&Node]) -> Result<()> {
+    let to = |from: &Node, peer: &Node| {
+        let ([v4, v6], [via_v4, via_v6]) = (peer.pod_cidrs(), peer.addresses);
+        from.netns.ip(&[format!("route add {v4} via {via_v4}"), format!("route add {v6} via {via_v6}")])
+    };
+    for (node, other) in nodes.iter().flat_map(|node| others.iter().map(move |other| (node, other))) {
+        to(node, other)?;
+        to(other, node)?;
+    }
+    Ok(())
+}
+
+/// Pods reach what is outside of the cluster under their node's address, as with Flannel's `--ip-masq`.
+pub fn masquerade(node: &Node) -> Result<()> {
+    let family = |family: &str, pods: &str, own: &str, multicast: &str| {
+        format!(
+            "table {family} flannel {{ chain postrtg {{ type nat hook postrouting priority srcnat;\n\
+             meta mark & 0x4000 == 0x4000 return\n\
+             {family} saddr {pods} {family} daddr {pods} return\n\
+             {family} saddr {pods} {family} daddr != {multicast} masquerade fully-random\n\
+             {family} saddr != {pods} {family} daddr {own} return\n\
+             {family} saddr != {pods} {family} daddr {pods} masquerade fully-random\n}} }}\n"
+        )
+    };
+    let [own_v4, own_v6] = node.pod_cidrs();
+    let rules =
+        family("ip", "10.244.0.0/16", &own_v4, "224.0.0.0/4") + &family("ip6", "fd00:244::/32", &own_v6, "ff00::/8");
+    node.netns.nft(&rules)
+}

@@ -17,6 +17,8 @@ pub struct PodSpec {
     pub labels: BTreeMap<String, String>,
     /// Named container ports: name, protocol (`TCP`, `UDP`, `SCTP`), number.
     pub ports: Vec<(String, String, u16)>,
+    /// Ports of its node that portmap sends on: node's port, protocol, container's port.
+    pub host_ports: Vec<(u16, String, u16)>,
     /// What the API server has given it; made up where there is none.
     pub uid: Option<String>,
 }
@@ -24,11 +26,23 @@ pub struct PodSpec {
 impl PodSpec {
     pub fn new(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Self {
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Self { namespace: namespace.into(), name: name.into(), labels, ports: Vec::new(), uid: None }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            labels,
+            ports: Vec::new(),
+            host_ports: Vec::new(),
+            uid: None,
+        }
     }
 
     pub fn port(mut self, name: &str, protocol: &str, port: u16) -> Self {
         self.ports.push((name.into(), protocol.into(), port));
+        self
+    }
+
+    pub fn host_port(mut self, host: u16, protocol: &str, port: u16) -> Self {
+        self.host_ports.push((host, protocol.into(), port));
         self
     }
 }
@@ -40,6 +54,7 @@ pub struct Pod {
     pub uid: String,
     pub labels: BTreeMap<String, String>,
     pub ports: Vec<(String, String, u16)>,
+    pub host_ports: Vec<(u16, String, u16)>,
     pub node: String,
     pub netns: Netns,
     pub container_id: String,
@@ -63,6 +78,7 @@ impl Pod {
             uid: spec.uid.clone().unwrap_or_else(|| format!("00000000-0000-4000-8000-{process:06x}{count:06x}")),
             labels: spec.labels.clone(),
             ports: spec.ports.clone(),
+            host_ports: spec.host_ports.clone(),
             node: node.name.clone(),
             netns,
             // As long as a container's id, and another one for every pod of the machine.

@@ -4,11 +4,11 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Guard, Netns, programs};
+use super::{Guard, Netns, Node, programs};
 
 /// A process with servers on some ports of a namespace; ends when dropped, unless its lab is kept.
 pub struct Server {
@@ -18,9 +18,17 @@ pub struct Server {
 impl Server {
     /// Returns when all ports are open. The ports are served on every address of both families.
     pub fn start(guard: &Guard, netns: &Netns, name: &str, tcp: &[u16], udp: &[u16]) -> Result<Self> {
+        Self::spawn(guard, netns.command(programs::helper()?), name, tcp, udp)
+    }
+
+    /// A process of the node itself.
+    pub fn start_on(guard: &Guard, node: &Node, name: &str, tcp: &[u16], udp: &[u16]) -> Result<Self> {
+        Self::spawn(guard, node.command(programs::helper()?), name, tcp, udp)
+    }
+
+    fn spawn(guard: &Guard, mut command: Command, name: &str, tcp: &[u16], udp: &[u16]) -> Result<Self> {
         let list = |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
-        let mut child = netns
-            .command(programs::helper()?)
+        let mut child = command
             .args(["serve", name, &list(tcp), &list(udp)])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

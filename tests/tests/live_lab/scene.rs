@@ -116,17 +116,10 @@ pub fn eventually(deadline: Duration, mut holds: impl FnMut() -> bool) -> bool {
 
 /// How many changes of objects an agent has taken in.
 pub fn updates(agent: &Agent) -> u64 {
-    let (_, page) = agent.http("/metrics").expect("the agent answers");
-    let counters = page.lines().filter(|line| line.starts_with("palisade_updates_total"));
-    counters.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+    agent.updates().expect("the agent answers")
 }
 
 /// Waits until an agent has taken in that many changes more.
 pub fn await_updates(agent: &Agent, before: u64, changes: u64, what: &str) {
-    let mut seen = 0;
-    let all = eventually(PATIENCE, || {
-        seen = updates(agent) - before;
-        seen >= changes
-    });
-    assert!(all, "{what}: {changes} changes were made, the agent has taken in {seen}:\n{}", agent.log_text());
+    agent.wait_updates(before + changes, PATIENCE).unwrap_or_else(|error| panic!("{what}: {error:#}"));
 }
