@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use palisade_tests::lab::{Transport, guard, probe, server};
 
 const USAGE: &str = "\
 usage: palisade-lab connect tcp|udp ADDRESS:PORT      who answers, from the namespace it is run in
-       palisade-lab serve NAME TCP-PORTS UDP-PORTS    servers that answer with NAME; ports are separated by commas
+       palisade-lab serve NAME TCP-PORTS UDP-PORTS ADDRESSES    servers that answer with NAME; lists are separated by commas
        palisade-lab clean FOLDER                      removes a lab that was left standing
        palisade-lab guard FOLDER                      (used by the lab) removes it when stdin ends
 ";
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[&str]) -> Result<ExitCode> {
     match arguments {
-        ["serve", name, tcp, udp] => server::serve(name, &ports(tcp)?, &ports(udp)?)?,
+        ["serve", name, tcp, udp, at] => server::serve(name, &list(tcp)?, &list(udp)?, &list(at)?)?,
         ["guard", folder] => guard::watch(Path::new(folder))?,
         ["clean", folder] => guard::clean(Path::new(folder))?,
         ["connect", transport, to] => {
@@ -48,6 +49,9 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ports(list: &str) -> Result<Vec<u16>> {
-    list.split(',').filter(|port| !port.is_empty()).map(|port| Ok(port.parse()?)).collect()
+fn list<T: FromStr>(text: &str) -> Result<Vec<T>>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.split(',').filter(|part| !part.is_empty()).map(|part| Ok(part.parse()?)).collect()
 }

@@ -54,15 +54,22 @@ pub fn pod(pod: &Pod, node: &Node) -> Value {
 
 /// A pod as it is before it runs: bound to its node, without a status.
 pub fn scheduled(spec: &PodSpec, node: &Node) -> Value {
-    let named = spec
-        .ports
-        .iter()
-        .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "containerPort": port}));
-    let of_host = spec
-        .host_ports
-        .iter()
-        .map(|(host, protocol, port)| json!({"hostPort": host, "protocol": protocol, "containerPort": port}));
-    let ports: Vec<Value> = named.chain(of_host).collect();
+    let port = |protocol: &str, port: u16| json!({"protocol": protocol, "containerPort": port});
+    let mut ports: Vec<Value> = Vec::new();
+    for (name, protocol, number) in &spec.ports {
+        let mut port = port(protocol, *number);
+        port["name"] = name.as_str().into();
+        ports.push(port);
+    }
+    for (host, protocol, number) in &spec.host_ports {
+        let port = port(protocol, *number);
+        let same = |listed: &Value| ["protocol", "containerPort"].iter().all(|key| listed[key] == port[key]);
+        let place = ports.iter().position(same).unwrap_or_else(|| {
+            ports.push(port.clone());
+            ports.len() - 1
+        });
+        ports[place]["hostPort"] = (*host).into();
+    }
     let mut metadata = json!({"namespace": spec.namespace, "name": spec.name, "labels": spec.labels});
     if let Some(uid) = &spec.uid {
         metadata["uid"] = uid.as_str().into();

@@ -81,7 +81,7 @@ pub fn masquerade(node: &Node) -> Result<()> {
              {family} saddr {pods} {family} daddr {pods} return\n\
              {family} saddr {pods} {family} daddr != {multicast} masquerade fully-random\n\
              {family} saddr != {pods} {family} daddr {own} return\n\
-             {family} saddr != {pods} {family} daddr {pods} masquerade fully-random\n}} }}\n"
+             {family} saddr != {pods} {family} daddr {pods} masquerade fully-random\n}}\n}}\n"
         )
     };
     let [own_v4, own_v6] = node.pod_cidrs();

@@ -74,8 +74,14 @@ impl Probe {
 
 /// Asks all at once, so that many refusals cost one deadline. The answers are in the order of the questions.
 pub fn ask_all(probes: &[Probe]) -> Vec<Outcome> {
+    ask_all_within(&probes.iter().map(|probe| (probe.clone(), DEADLINE)).collect::<Vec<_>>())
+}
+
+/// The same with a deadline for each.
+pub fn ask_all_within(probes: &[(Probe, Duration)]) -> Vec<Outcome> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(|| probe.ask())).collect();
+        let ask = |(probe, deadline): &'_ (Probe, Duration)| probe.ask_within(*deadline);
+        let threads: Vec<_> = probes.iter().map(|probe| scope.spawn(move || ask(probe))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a probe does not panic")).collect()
     })
 }

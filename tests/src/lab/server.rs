@@ -2,7 +2,7 @@
 //! before whatever was sent.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
@@ -18,18 +18,20 @@ pub struct Server {
 impl Server {
     /// Returns when all ports are open. The ports are served on every address of both families.
     pub fn start(guard: &Guard, netns: &Netns, name: &str, tcp: &[u16], udp: &[u16]) -> Result<Self> {
-        Self::spawn(guard, netns.command(programs::helper()?), name, tcp, udp)
+        Self::spawn(guard, netns.command(programs::helper()?), name, tcp, udp, &[Ipv6Addr::UNSPECIFIED.into()])
     }
 
-    /// A process of the node itself.
+    /// A process of the node itself, on the node's addresses: from the wildcard it would answer datagrams of pods under
+    /// the bridge's address.
     pub fn start_on(guard: &Guard, node: &Node, name: &str, tcp: &[u16], udp: &[u16]) -> Result<Self> {
-        Self::spawn(guard, node.command(programs::helper()?), name, tcp, udp)
+        Self::spawn(guard, node.command(programs::helper()?), name, tcp, udp, &node.addresses)
     }
 
-    fn spawn(guard: &Guard, mut command: Command, name: &str, tcp: &[u16], udp: &[u16]) -> Result<Self> {
+    fn spawn(guard: &Guard, mut command: Command, name: &str, tcp: &[u16], udp: &[u16], at: &[IpAddr]) -> Result<Self> {
         let list = |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let at = at.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
         let mut child = command
-            .args(["serve", name, &list(tcp), &list(udp)])
+            .args(["serve", name, &list(tcp), &list(udp), &at])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .process_group(0)
@@ -57,21 +59,22 @@ impl Drop for Server {
     }
 }
 
-/// The server's own process: never returns.
-pub fn serve(name: &str, tcp: &[u16], udp: &[u16]) -> Result<()> {
+/// The server's own process: never returns. The wildcard of IPv6 takes IPv4 too.
+pub fn serve(name: &str, tcp: &[u16], udp: &[u16], at: &[IpAddr]) -> Result<()> {
     let name: &'static str = Box::leak(name.to_owned().into_boxed_str());
-    for port in tcp {
-        // The wildcard of IPv6 takes IPv4 too.
-        let listener = TcpListener::bind(("::", *port)).with_context(|| format!("TCP {port}"))?;
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                std::thread::spawn(move || echo(name, stream));
-            }
-        });
-    }
-    for port in udp {
-        let socket = UdpSocket::bind(("::", *port)).with_context(|| format!("UDP {port}"))?;
-        std::thread::spawn(move || answer(name, &socket));
+    for address in at {
+        for port in tcp {
+            let listener = TcpListener::bind((*address, *port)).with_context(|| format!("TCP {port} of {address}"))?;
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    std::thread::spawn(move || echo(name, stream));
+                }
+            });
+        }
+        for port in udp {
+            let socket = UdpSocket::bind((*address, *port)).with_context(|| format!("UDP {port} of {address}"))?;
+            std::thread::spawn(move || answer(name, &socket));
+        }
     }
     println!("ready");
     std::io::stdout().flush()?;

@@ -1,0 +1,186 @@
+//! What is asked: `a same-node -> vxlan@one udp v4 = b c` says who reaches which targets, over what, and who may answer.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use palisade_tests::lab::probe::{DEADLINE, Probe, ask_all_within};
+use palisade_tests::lab::{Outcome, Transport};
+
+use crate::catalogue::{Entry, SERVICE_PORT, TARGET_PORT};
+use crate::world::World;
+
+/// Short, as a repeated SYN (after a second) would hide that the first one was dropped.
+const AT_ONCE: Duration = Duration::from_millis(300);
+/// Between the two, for where either may come.
+const EITHER: Duration = Duration::from_millis(800);
+/// Connections for each backend that there is, so that chance spares none (two of three: 1 in 50,000).
+const CONNECTIONS: usize = 9;
+
+/// Connections from one place to one address, and the backends behind it.
+pub struct Question {
+    pub text: String,
+    from: String,
+    to: SocketAddr,
+    transport: Transport,
+    /// A client stays with one backend.
+    sticky: bool,
+    backends: BTreeSet<String>,
+    /// Those of them that answer.
+    pub answering: BTreeSet<String>,
+}
+
+/// What is after the `=`.
+enum Answering {
+    All,
+    These(BTreeSet<String>),
+}
+
+/// All questions of a line.
+pub fn parse(world: &World, line: &str) -> Vec<Question> {
+    let (asked, answering) = line.split_once('=').unwrap_or_else(|| panic!("{line}: FROM -> TO = BACKENDS"));
+    let (from, rest) = asked.split_once("->").unwrap_or_else(|| panic!("{line}: FROM -> TO = BACKENDS"));
+    let answering = match answering.trim() {
+        "*" => Answering::All,
+        names => Answering::These(names.split_whitespace().map(str::to_owned).collect()),
+    };
+    let (mut targets, mut transports, mut families) = (Vec::new(), vec![Transport::Tcp], vec![true, false]);
+    for word in rest.split_whitespace() {
+        match word {
+            "udp" => transports.push(Transport::Udp),
+            "v4" => families = vec![true],
+            "v6" => families = vec![false],
+            target => targets.push(target),
+        }
+    }
+    let mut questions = Vec::new();
+    for (from, target) in from.split_whitespace().flat_map(|from| targets.iter().map(move |target| (from, *target))) {
+        assert!(world.places.contains_key(from), "{line}: nobody is called {from}");
+        let way = world.addresses(target).into_iter().filter(|(to, _)| families.contains(&to.is_ipv4()));
+        for ((to, backends), transport) in way.flat_map(|way| transports.iter().map(move |over| (way.clone(), *over))) {
+            let answering = match &answering {
+                Answering::All => backends.clone(),
+                Answering::These(names) => names.intersection(&backends).cloned().collect(),
+            };
+            questions.push(Question {
+                text: format!("{from} -> {target} {transport:?} {to}"),
+                from: from.to_owned(),
+                to,
+                transport,
+                sticky: world.catalogue.get(target).is_some_and(Entry::sticky),
+                backends,
+                answering,
+            });
+        }
+    }
+    questions
+}
+
+// === impl World ===
+
+impl World {
+    /// Where a target is, in both families if it is, and who is behind it there. `NAME`: a Service's cluster IPs, or a place
+    /// itself; `NAME@external` and `NAME@balancer`: its other addresses; `NAME@PLACE`: its node port there.
+    fn addresses(&self, target: &str) -> Vec<(SocketAddr, BTreeSet<String>)> {
+        let (name, way) = target.split_once('@').map_or((target, None), |(name, way)| (name, Some(way)));
+        let Some(entry) = self.catalogue.get(name) else {
+            return self.place_addresses(name);
+        };
+        if entry.headless() {
+            return entry.backends.iter().flat_map(|name| self.place_addresses(name)).collect();
+        }
+        let (addresses, port): (Vec<IpAddr>, u16) = match way {
+            None => (self.cluster_ips[name].clone(), SERVICE_PORT),
+            Some("external") => (entry.external(), SERVICE_PORT),
+            Some("balancer") => (entry.balancer.clone(), SERVICE_PORT),
+            Some(place) => {
+                let port = entry.node_port.or(entry.host_port).unwrap_or_else(|| panic!("{name} has no such port"));
+                (self.places[place].addresses.to_vec(), port)
+            }
+        };
+        assert!(!addresses.is_empty(), "{target} has no address");
+        let backends: BTreeSet<String> = entry.backends.iter().cloned().collect();
+        addresses.into_iter().map(|address| (SocketAddr::new(address, port), backends.clone())).collect()
+    }
+
+    fn place_addresses(&self, name: &str) -> Vec<(SocketAddr, BTreeSet<String>)> {
+        let place = self.places.get(name).unwrap_or_else(|| panic!("nothing is called {name}"));
+        let backends = BTreeSet::from([name.to_owned()]);
+        place.addresses.map(|address| (SocketAddr::new(address, TARGET_PORT), backends.clone())).to_vec()
+    }
+}
+
+// === impl Question ===
+
+impl Question {
+    pub fn expect_all(&mut self) {
+        self.answering = self.backends.clone();
+    }
+
+    /// The connections to open.
+    pub fn probes(&self, world: &World) -> Vec<(Probe, Duration)> {
+        let count = if self.backends.len() == 1 { 1 } else { CONNECTIONS * self.backends.len() };
+        let deadline = match self.answering.len() {
+            0 => AT_ONCE,
+            length if length == self.backends.len() => DEADLINE,
+            _ => EITHER,
+        };
+        let from = &world.places[&self.from].netns;
+        (0..count).map(|_| (Probe { from: from.clone(), transport: self.transport, to: self.to }, deadline)).collect()
+    }
+
+    /// What is wrong with these answers: one came from a backend that must not, or one did not come that must.
+    pub fn wrong(&self, outcomes: &[Outcome]) -> Option<String> {
+        let seen: BTreeSet<String> = outcomes
+            .iter()
+            .filter_map(|outcome| match outcome {
+                Outcome::Reached(name) => Some(name.clone()),
+                Outcome::Refused | Outcome::TimedOut | Outcome::Unreachable(_) => None,
+            })
+            .collect();
+        let silent = outcomes.iter().filter(|outcome| **outcome == Outcome::TimedOut).count();
+        let answered = outcomes.iter().filter(|outcome| outcome.reached()).count();
+        let forbidden = self.backends.len() > self.answering.len();
+        let right = if self.sticky {
+            // One of its backends, whichever it is: all connections or none.
+            seen.is_subset(&self.answering)
+                && (answered == outcomes.len() && seen.len() == 1 || forbidden && silent == outcomes.len())
+        } else {
+            seen == self.answering && answered + silent == outcomes.len() && (silent > 0) == forbidden
+        };
+        (!right).then(|| self.said(&seen, silent, outcomes))
+    }
+
+    /// What is too much in these answers; a silence never is.
+    pub fn too_much(&self, outcomes: &[Outcome]) -> Option<String> {
+        let reached = |outcome: &Outcome| match outcome {
+            Outcome::Reached(name) => Some(name.clone()),
+            Outcome::Refused | Outcome::TimedOut | Outcome::Unreachable(_) => None,
+        };
+        let seen: BTreeSet<String> = outcomes.iter().filter_map(reached).collect();
+        let silent = outcomes.iter().filter(|outcome| **outcome == Outcome::TimedOut).count();
+        (!seen.is_subset(&self.answering)).then(|| self.said(&seen, silent, outcomes))
+    }
+
+    fn said(&self, seen: &BTreeSet<String>, silent: usize, outcomes: &[Outcome]) -> String {
+        let odd: BTreeSet<String> = outcomes
+            .iter()
+            .filter(|outcome| matches!(outcome, Outcome::Refused | Outcome::Unreachable(_)))
+            .map(Outcome::to_string)
+            .collect();
+        format!(
+            "{}: answered by {seen:?} of {:?}, {silent} of {} silent, {odd:?}; expected: {:?}",
+            self.text,
+            self.backends,
+            outcomes.len(),
+            self.answering
+        )
+    }
+}
+
+/// Asks all of them at once. The answers are in the order of the questions.
+pub fn ask(world: &World, questions: &[&Question]) -> Vec<Vec<Outcome>> {
+    let probes: Vec<Vec<(Probe, Duration)>> = questions.iter().map(|question| question.probes(world)).collect();
+    let mut outcomes = ask_all_within(&probes.concat()).into_iter();
+    probes.iter().map(|probes| outcomes.by_ref().take(probes.len()).collect()).collect()
+}
