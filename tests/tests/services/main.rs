@@ -3,6 +3,7 @@
 #![cfg(feature = "live")]
 
 mod catalogue;
+mod dns;
 mod question;
 mod table;
 mod world;
@@ -17,4 +18,14 @@ fn services_by_iptables() {
 #[test]
 fn services_by_nftables() {
     table::play(Mode::Nftables);
+}
+
+#[test]
+fn dns_by_iptables() {
+    dns::play(Mode::Iptables);
+}
+
+#[test]
+fn dns_by_nftables() {
+    dns::play(Mode::Nftables);
 }

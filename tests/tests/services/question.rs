@@ -17,6 +17,15 @@ const EITHER: Duration = Duration::from_millis(800);
 /// Connections for each backend that there is, so that chance spares none (two of three: 1 in 50,000).
 const CONNECTIONS: usize = 9;
 
+/// What is right.
+#[derive(Clone, Copy, PartialEq)]
+enum Judge {
+    /// Exactly what is expected.
+    Exact,
+    /// Nothing that is not.
+    NotMore,
+}
+
 /// Connections from one place to one address, and the backends behind it.
 pub struct Question {
     pub text: String,
@@ -27,7 +36,8 @@ pub struct Question {
     sticky: bool,
     backends: BTreeSet<String>,
     /// Those of them that answer.
-    pub answering: BTreeSet<String>,
+    answering: BTreeSet<String>,
+    judge: Judge,
 }
 
 /// What is after the `=`.
@@ -70,6 +80,7 @@ pub fn parse(world: &World, line: &str) -> Vec<Question> {
                 sticky: world.catalogue.get(target).is_some_and(Entry::sticky),
                 backends,
                 answering,
+                judge: Judge::Exact,
             });
         }
     }
@@ -113,73 +124,58 @@ impl World {
 // === impl Question ===
 
 impl Question {
+    /// As if nothing were forbidden.
     pub fn expect_all(&mut self) {
         self.answering = self.backends.clone();
+        self.judge = Judge::Exact;
+    }
+
+    /// Silence is right as well.
+    pub fn not_more(self) -> Self {
+        Self { judge: Judge::NotMore, ..self }
     }
 
     /// The connections to open.
     pub fn probes(&self, world: &World) -> Vec<(Probe, Duration)> {
         let count = if self.backends.len() == 1 { 1 } else { CONNECTIONS * self.backends.len() };
-        let deadline = match self.answering.len() {
-            0 => AT_ONCE,
-            length if length == self.backends.len() => DEADLINE,
-            _ => EITHER,
+        let deadline = match (self.judge, self.answering.len()) {
+            (_, 0) | (Judge::NotMore, _) => AT_ONCE,
+            (Judge::Exact, length) if length == self.backends.len() => DEADLINE,
+            (Judge::Exact, _) => EITHER,
         };
         let from = &world.places[&self.from].netns;
         (0..count).map(|_| (Probe { from: from.clone(), transport: self.transport, to: self.to }, deadline)).collect()
     }
 
-    /// What is wrong with these answers: one came from a backend that must not, or one did not come that must.
+    /// What is wrong with these answers.
     pub fn wrong(&self, outcomes: &[Outcome]) -> Option<String> {
-        let seen: BTreeSet<String> = outcomes
-            .iter()
-            .filter_map(|outcome| match outcome {
-                Outcome::Reached(name) => Some(name.clone()),
-                Outcome::Refused | Outcome::TimedOut | Outcome::Unreachable(_) => None,
-            })
-            .collect();
-        let silent = outcomes.iter().filter(|outcome| **outcome == Outcome::TimedOut).count();
-        let answered = outcomes.iter().filter(|outcome| outcome.reached()).count();
+        let (mut seen, mut silent, mut odd) = (BTreeSet::new(), 0, BTreeSet::new());
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Reached(name) => drop(seen.insert(name.clone())),
+                Outcome::TimedOut => silent += 1,
+                Outcome::Refused | Outcome::Unreachable(_) => drop(odd.insert(outcome.to_string())),
+            }
+        }
         let forbidden = self.backends.len() > self.answering.len();
-        let right = if self.sticky {
-            // One of its backends, whichever it is: all connections or none.
-            seen.is_subset(&self.answering)
-                && (answered == outcomes.len() && seen.len() == 1 || forbidden && silent == outcomes.len())
-        } else {
-            seen == self.answering && answered + silent == outcomes.len() && (silent > 0) == forbidden
-        };
-        (!right).then(|| self.said(&seen, silent, outcomes))
-    }
-
-    /// What is too much in these answers; a silence never is.
-    pub fn too_much(&self, outcomes: &[Outcome]) -> Option<String> {
-        let reached = |outcome: &Outcome| match outcome {
-            Outcome::Reached(name) => Some(name.clone()),
-            Outcome::Refused | Outcome::TimedOut | Outcome::Unreachable(_) => None,
-        };
-        let seen: BTreeSet<String> = outcomes.iter().filter_map(reached).collect();
-        let silent = outcomes.iter().filter(|outcome| **outcome == Outcome::TimedOut).count();
-        (!seen.is_subset(&self.answering)).then(|| self.said(&seen, silent, outcomes))
-    }
-
-    fn said(&self, seen: &BTreeSet<String>, silent: usize, outcomes: &[Outcome]) -> String {
-        let odd: BTreeSet<String> = outcomes
-            .iter()
-            .filter(|outcome| matches!(outcome, Outcome::Refused | Outcome::Unreachable(_)))
-            .map(Outcome::to_string)
-            .collect();
-        format!(
-            "{}: answered by {seen:?} of {:?}, {silent} of {} silent, {odd:?}; expected: {:?}",
-            self.text,
-            self.backends,
-            outcomes.len(),
-            self.answering
-        )
+        let right = odd.is_empty()
+            && match self.judge {
+                Judge::NotMore => seen.is_subset(&self.answering),
+                // One backend of the client's, whichever it is: all connections or none.
+                Judge::Exact if self.sticky && seen.is_empty() => forbidden,
+                Judge::Exact if self.sticky => seen.len() == 1 && seen.is_subset(&self.answering) && silent == 0,
+                Judge::Exact => seen == self.answering && (silent > 0) == forbidden,
+            };
+        (!right).then(|| {
+            let Self { text, backends, answering, .. } = self;
+            let asked = outcomes.len();
+            format!("{text}: answered by {seen:?} of {backends:?}, {silent} of {asked} silent, {odd:?}; expected: {answering:?}")
+        })
     }
 }
 
 /// Asks all of them at once. The answers are in the order of the questions.
-pub fn ask(world: &World, questions: &[&Question]) -> Vec<Vec<Outcome>> {
+pub fn ask(world: &World, questions: &[Question]) -> Vec<Vec<Outcome>> {
     let probes: Vec<Vec<(Probe, Duration)>> = questions.iter().map(|question| question.probes(world)).collect();
     let mut outcomes = ask_all_within(&probes.concat()).into_iter();
     probes.iter().map(|probes| outcomes.by_ref().take(probes.len()).collect()).collect()

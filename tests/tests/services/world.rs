@@ -177,6 +177,19 @@ impl World {
         self.nodes.iter().map(|node| Agent::start(&self.lab, node, &options).expect("an agent")).collect()
     }
 
+    /// `$b.v4` and so on in the spec are addresses of places.
+    pub fn policy(&self, name: &str, spec: &str) -> Value {
+        let mut spec = spec.to_owned();
+        for (name, place) in &self.places {
+            for (family, address) in ["v4", "v6"].iter().zip(place.addresses) {
+                spec = spec.replace(&format!("${name}.{family}"), &address.to_string());
+            }
+        }
+        assert!(!spec.contains('$'), "a name is not known: {spec}");
+        let (namespace, name) = name.split_once('/').expect("namespace/name");
+        objects::policy(namespace, name, &spec).expect("YAML")
+    }
+
     /// Puts these policies in the place of those, and waits until the agents have taken that in.
     pub fn change_policies(&self, agents: &[Agent], old: &[Value], new: &[Value]) {
         let before: Vec<u64> = agents.iter().map(|agent| agent.updates().expect("it answers")).collect();
