@@ -114,7 +114,7 @@ impl Agent {
     pub fn http(&self, path: &str) -> Result<(u16, String)> {
         let address = self.metrics;
         let answer = self.node.run(|| -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
             write!(stream, "GET {path} HTTP/1.0\r\nHost: palisade\r\n\r\n")?;
             let mut answer = String::new();

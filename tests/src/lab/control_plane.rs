@@ -39,7 +39,7 @@ impl ControlPlane {
         fs::create_dir_all(&folder)?;
         write_keys(&folder)?;
         let kubeconfig = folder.join("admin.kubeconfig");
-        fs::write(&kubeconfig, serde_norway::to_string(&kubeconfig_of(&folder))?)?;
+        fs::write(&kubeconfig, serde_norway::to_string(&kubeconfig_of(&folder, "admin"))?)?;
         let mut plane = Self {
             netns: lab.underlay.clone(),
             folder,
@@ -150,6 +150,33 @@ impl ControlPlane {
             .flat_map(|text| text.lines().rev().take(8).map(str::to_owned).collect::<Vec<_>>().into_iter().rev())
             .collect::<Vec<_>>()
             .join("\n")
+    }
+
+    /// A kubeconfig of an account that may list and watch these resources (API group, name), and do nothing else. Called
+    /// again, it changes what the account may.
+    pub fn reader(&self, name: &str, readable: &[(&str, &str)]) -> Result<PathBuf> {
+        let kubeconfig = self.folder.join(format!("{name}.kubeconfig"));
+        if !kubeconfig.exists() {
+            request(&self.folder, name, &format!("/CN={name}"), SIGNED)?;
+            fs::write(&kubeconfig, serde_norway::to_string(&kubeconfig_of(&self.folder, name))?)?;
+        }
+        let rules: Vec<Value> = readable
+            .iter()
+            .map(|(group, name)| json!({"apiGroups": [group], "resources": [name], "verbs": ["get", "list", "watch"]}))
+            .collect();
+        let group = "rbac.authorization.k8s.io";
+        let version = format!("{group}/v1");
+        self.put_all(&[
+            json!({"apiVersion": version, "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules}),
+            json!({
+                "apiVersion": version,
+                "kind": "ClusterRoleBinding",
+                "metadata": {"name": name},
+                "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name},
+                "subjects": [{"apiGroup": group, "kind": "User", "name": name}],
+            }),
+        ])?;
+        Ok(kubeconfig)
     }
 
     /// SIGKILL to the API server, or a new one over the same etcd.
@@ -278,28 +305,32 @@ fn api_of(client: Client, object: &Value) -> Result<(Api<DynamicObject>, String)
     Ok((api, name))
 }
 
+/// Signed by the lab's authority.
+const SIGNED: &[&str] = &["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
+
 /// An authority, the server's and an administrator's certificates, and the key that signs accounts' tokens.
 fn write_keys(folder: &Path) -> Result<()> {
     let [v4, v6] = Lab::UNDERLAY;
-    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let request = |name: &str, subject: &str, more: &[&str]| {
-        let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
-        let mut command = Command::new("openssl");
-        command.current_dir(folder).args(["req", "-x509", "-days", "30"]).args(curve);
-        command.args(["-keyout", &key, "-out", &certificate, "-subj", subject]).args(more);
-        let output = command.output().context("cannot run openssl")?;
-        ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    };
-    let signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
-    request("ca", "/CN=lab", &[])?;
-    request("account", "/CN=account", &[])?;
+    request(folder, "ca", "/CN=lab", &[])?;
+    request(folder, "account", "/CN=account", &[])?;
     let names = format!("subjectAltName=IP:{v4},IP:{v6},IP:127.0.0.1,IP:10.96.0.1,DNS:localhost");
-    request("server", "/CN=kube-apiserver", &[&signed[..], &["-addext", &names]].concat())?;
-    request("admin", "/O=system:masters/CN=admin", &signed)
+    request(folder, "server", "/CN=kube-apiserver", &[SIGNED, &["-addext", &names]].concat())?;
+    request(folder, "admin", "/O=system:masters/CN=admin", SIGNED)
 }
 
-fn kubeconfig_of(folder: &Path) -> Value {
+/// NAME.key and NAME.crt.
+fn request(folder: &Path, name: &str, subject: &str, more: &[&str]) -> Result<()> {
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
+    let mut command = Command::new("openssl");
+    command.current_dir(folder).args(["req", "-x509", "-days", "30"]).args(curve);
+    command.args(["-keyout", &key, "-out", &certificate, "-subj", subject]).args(more);
+    let output = command.output().context("cannot run openssl")?;
+    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn kubeconfig_of(folder: &Path, user: &str) -> Value {
     let [address, _] = Lab::UNDERLAY;
     json!({
         "apiVersion": "v1",
@@ -309,10 +340,10 @@ fn kubeconfig_of(folder: &Path) -> Value {
             "server": format!("https://{address}:{PORT}"),
             "certificate-authority": folder.join("ca.crt"),
         }}],
-        "users": [{"name": "admin", "user": {
-            "client-certificate": folder.join("admin.crt"),
-            "client-key": folder.join("admin.key"),
+        "users": [{"name": user, "user": {
+            "client-certificate": folder.join(format!("{user}.crt")),
+            "client-key": folder.join(format!("{user}.key")),
         }}],
-        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "admin"}}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user}}],
     })
 }

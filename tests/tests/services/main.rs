@@ -2,6 +2,7 @@
 //! the policy admits as it is reached.
 #![cfg(feature = "live")]
 
+mod account;
 mod catalogue;
 mod dns;
 mod question;

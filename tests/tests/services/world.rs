@@ -173,8 +173,15 @@ impl World {
         } else {
             Source::Manifests(self.withheld.folder.clone())
         };
+        let mut agents = self.spawn_agents(source);
+        agents.iter_mut().for_each(|agent| agent.wait_ready(PATIENCE).expect("it enforces"));
+        agents
+    }
+
+    /// The same without waiting for anything.
+    pub fn spawn_agents(&self, source: Source) -> Vec<Agent> {
         let options = AgentOptions::new(source);
-        self.nodes.iter().map(|node| Agent::start(&self.lab, node, &options).expect("an agent")).collect()
+        self.nodes.iter().map(|node| Agent::spawn(&self.lab, node, &options).expect("an agent")).collect()
     }
 
     /// `$b.v4` and so on in the spec are addresses of places.
