@@ -4,6 +4,7 @@
 
 mod account;
 mod catalogue;
+mod connections;
 mod dns;
 mod question;
 mod table;

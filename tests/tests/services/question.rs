@@ -92,7 +92,7 @@ pub fn parse(world: &World, line: &str) -> Vec<Question> {
 impl World {
     /// Where a target is, in both families if it is, and who is behind it there. `NAME`: a Service's cluster IPs, or a place
     /// itself; `NAME@external` and `NAME@balancer`: its other addresses; `NAME@PLACE`: its node port there.
-    fn addresses(&self, target: &str) -> Vec<(SocketAddr, BTreeSet<String>)> {
+    pub fn addresses(&self, target: &str) -> Vec<(SocketAddr, BTreeSet<String>)> {
         let (name, way) = target.split_once('@').map_or((target, None), |(name, way)| (name, Some(way)));
         let Some(entry) = self.catalogue.get(name) else {
             return self.place_addresses(name);
