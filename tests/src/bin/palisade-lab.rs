@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
-use palisade_tests::lab::{Transport, guard, probe, server};
+use palisade_tests::lab::{Transport, guard, probe, server, tunnel};
 
 const USAGE: &str = "\
 usage: palisade-lab connect tcp|udp ADDRESS:PORT      who answers, from the namespace it is run in
        palisade-lab serve NAME TCP-PORTS UDP-PORTS ADDRESSES    servers that answer with NAME; lists are separated by commas
        palisade-lab clean FOLDER                      removes a lab that was left standing
+       palisade-lab relay NETNS NETNS NAME            joins two namespaces by TUN devices of this name
        palisade-lab guard FOLDER                      (used by the lab) removes it when stdin ends
 ";
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<ExitCode> {
     match arguments {
         ["serve", name, tcp, udp, at] => server::serve(name, &list(tcp)?, &list(udp)?, &list(at)?)?,
+        ["relay", one, other, name] => tunnel::relay(Path::new(one), Path::new(other), name)?,
         ["guard", folder] => guard::watch(Path::new(folder))?,
         ["clean", folder] => guard::clean(Path::new(folder))?,
         ["connect", transport, to] => {

@@ -20,6 +20,7 @@ pub mod programs;
 pub mod proxy;
 pub mod raw;
 pub mod server;
+pub mod tunnel;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -11,17 +11,20 @@ use crate::question;
 use crate::world::World;
 
 /// One target for each way that a packet may take.
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 10] = [
     "same-node",
     "vxlan",
     "host-gw",
     "outside",
+    "by-tunnel",
     "on-node",
     "on-other-node",
     "external@external",
     "port@one",
     "mapped@one",
 ];
+/// What the stricter policy admits.
+const SOME: [&str; 4] = ["b", "d", "far", "one"];
 /// For what is cut: an echo that does not come within it.
 const CUT: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,17 +47,13 @@ fn connections_by_nftables() {
 fn play(mode: Mode) {
     let world = World::new(mode);
     world.wait_for(&TARGETS);
-    let all = policy(&world, &["b", "c", "d", "out", "one", "two"]);
-    let some = policy(&world, &["b", "d", "one"]);
+    let all = policy(&world, &["b", "c", "d", "out", "far", "one", "two"]);
+    let some = policy(&world, &SOME);
     let mut before = open(&world);
     expect(&mut before, |_| true, "no agent");
     world.put(&some);
     let agents = world.start_agents(true);
-    expect(
-        &mut before,
-        |name| ["b", "d", "one"].contains(&name),
-        "older than the agents, of which the policy admits some",
-    );
+    expect(&mut before, |name| SOME.contains(&name), "older than the agents, of which the policy admits some");
 
     world.change_policies(&agents, std::slice::from_ref(&some), std::slice::from_ref(&all));
     let mut connections = open(&world);
@@ -67,7 +66,7 @@ fn play(mode: Mode) {
     expect(&mut connections, |_| true, "a new agent");
 
     world.change_policies(&agents, std::slice::from_ref(&all), std::slice::from_ref(&some));
-    expect(&mut connections, |name| ["b", "d", "one"].contains(&name), "the policy admits some");
+    expect(&mut connections, |name| SOME.contains(&name), "the policy admits some");
     world.change_policies(&agents, std::slice::from_ref(&some), &[]);
 }
 

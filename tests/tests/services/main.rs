@@ -5,6 +5,7 @@
 mod account;
 mod catalogue;
 mod connections;
+mod devices;
 mod dns;
 mod question;
 mod table;

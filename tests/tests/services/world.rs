@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use palisade_tests::lab::server::Server;
+use palisade_tests::lab::tunnel::Tunnel;
 use palisade_tests::lab::{
     Agent, AgentOptions, ControlPlane, KubeProxy, Lab, Manifests, Mode, Netns, Node, Pod, PodSpec, Source, objects,
     overlay,
@@ -16,6 +17,10 @@ use crate::catalogue::{self, Catalogue, TARGET_PORT};
 
 /// How long anything may take that has no bound of its own, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The ends of the tunnel from node one.
+const NEAR: [&str; 2] = ["192.0.2.1", "2001:db8:9::1"];
+const FAR: [&str; 2] = ["192.0.2.2", "2001:db8:9::2"];
 
 /// Somebody who asks and is asked.
 pub struct Place {
@@ -34,6 +39,8 @@ pub struct World {
     /// Service → its cluster IPs.
     pub cluster_ips: BTreeMap<String, Vec<IpAddr>>,
     _proxies: Vec<KubeProxy>,
+    /// From node one to `far`.
+    tunnel: Option<Tunnel>,
     pub plane: ControlPlane,
     /// What there is without Services.
     pub withheld: Manifests,
@@ -56,6 +63,7 @@ impl World {
             catalogue: catalogue::read(),
             cluster_ips: BTreeMap::new(),
             _proxies: Vec::new(),
+            tunnel: None,
             plane,
             withheld,
             nodes,
@@ -64,6 +72,7 @@ impl World {
         world.write_namespaces_and_nodes();
         world.start_pods();
         world.start_others();
+        world.dig();
         world.write_services();
         let start = |node| KubeProxy::start(&world.lab, node, &world.plane, mode).expect("kube-proxy");
         world._proxies = world.nodes.iter().map(start).collect();
@@ -131,6 +140,11 @@ impl World {
             };
             self.places.insert(node.name.clone(), place);
         }
+        let far = Netns::create(guard, &format!("{}-far", self.lab.prefix)).expect("a namespace");
+        let server = Server::start(guard, &far, "far", &[TARGET_PORT], &[TARGET_PORT]).expect("a server");
+        let addresses = FAR.map(|text| text.parse().expect("an address"));
+        self.places
+            .insert("far".into(), Place { netns: far, addresses, ports: BTreeMap::new(), node: None, _server: server });
         let (netns, addresses) = self.lab.outside("out", 200).expect("a machine outside");
         let [v4, v6] = self.nodes[0].addresses;
         let routes = self.catalogue.values().flat_map(|entry| [entry.external(), entry.balancer.clone()].concat());
@@ -140,6 +154,26 @@ impl World {
         let server = Server::start(guard, &netns, "out", &[TARGET_PORT], &[TARGET_PORT]).expect("a server");
         self.places
             .insert("out".into(), Place { netns, addresses, ports: BTreeMap::new(), node: None, _server: server });
+    }
+
+    /// The only way to `far`, by a device without a link header.
+    pub fn dig(&mut self) {
+        let (node, far) = (&self.nodes[0].netns, &self.places["far"].netns);
+        let tunnel = Tunnel::start(self.lab.guard(), [node, far], "tun0").expect("a tunnel");
+        let side = |netns: &Netns, [v4, v6]: [&str; 2], more: &[String]| {
+            let lines =
+                ["link set tun0 up".into(), format!("addr add {v4}/24 dev tun0"), format!("addr add {v6}/64 dev tun0")];
+            netns.ip(&[&lines, more].concat()).expect("it has the device");
+        };
+        let [v4, v6] = NEAR;
+        side(far, FAR, &[format!("route add default via {v4}"), format!("route add default via {v6}")]);
+        side(node, NEAR, &[]);
+        self.tunnel = Some(tunnel);
+    }
+
+    /// Takes the device away.
+    pub fn fill(&mut self) {
+        self.tunnel = None;
     }
 
     fn write_services(&mut self) {
