@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::kernel::{AttachMode, Settings, Sizes};
+use crate::kernel::{AttachMode, Settings, Sizes, StampMask};
 
 /// Where pins go unless told otherwise.
 pub const PIN_DIR: &str = "/sys/fs/bpf/palisade";
@@ -49,8 +49,8 @@ pub enum Command {
 /// See [`Command::Agent`].
 #[derive(Debug, Args)]
 pub struct AgentFlags {
-    /// Folder of manifests (*.yaml, *.yml, *.json; one or more objects per file: Namespace, Pod with status, NetworkPolicy, Node), watched: a
-    /// new, replaced or deleted file is a new, replaced or deleted object.
+    /// Folder of manifests (*.yaml, *.yml, *.json; one or more objects per file: Namespace, Pod with status, NetworkPolicy, Node,
+    /// Service), watched: a new, replaced or deleted file is a new, replaced or deleted object.
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     manifests: Option<PathBuf>,
 
@@ -70,9 +70,16 @@ pub struct AgentFlags {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/cni")]
     cni_cache_dir: PathBuf,
 
-    /// Root of the cgroup v2 hierarchy whose sockets are this node's. Kept for Service traffic that is delivered on the node.
+    /// Root of the cgroup v2 hierarchy whose sockets are this node's: what pods send to Services may be delivered to them.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
     cgroup: PathBuf,
+
+    /// Bits of packets' marks (skb->mark) that say which pod opened a flow: 4 to 16 of them, side by side, that nobody else on the node
+    /// uses. kube-proxy uses 0xc000, Tailscale 0x00ff0000, Istio the low 16, Calico 0xffff0000 unless told otherwise. As many pods can
+    /// have an egress policy as there are numbers; the others are refused what they send to Services. Run `palisade uninstall` before
+    /// changing it.
+    #[arg(long, value_name = "HEX", default_value_t = StampMask::default())]
+    stamp_mask: StampMask,
 
     /// The CNI's bridge; unless given it is learnt from CNI results, and is cni0 until then.
     #[arg(long, value_name = "NAME")]
@@ -126,6 +133,9 @@ struct LimitFlags {
     /// Port prefixes (a range of ports takes up to 30).
     #[arg(long, value_name = "N", default_value_t = Sizes::default().ports)]
     ports_max: u32,
+    /// Addresses and ports of Services, node ports and host ports.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().services)]
+    services_max: u32,
     /// Flows that are remembered.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().flows)]
     flows_max: u32,
@@ -229,11 +239,12 @@ impl AgentFlags {
             prefixes: limits.prefixes_max,
             rules: limits.rules_max,
             ports: limits.ports_max,
+            services: limits.services_max,
             flows: limits.flows_max,
             fragments: limits.fragments_max,
         };
-        let Sizes { endpoints, exact, prefixes, rules, ports, flows, fragments } = sizes;
-        if [endpoints, exact, prefixes, rules, ports, flows, fragments].contains(&0) || endpoints > 1 << 20 {
+        let Sizes { endpoints, exact, prefixes, rules, ports, services, flows, fragments } = sizes;
+        if [endpoints, exact, prefixes, rules, ports, services, flows, fragments].contains(&0) || endpoints > 1 << 20 {
             bail!("a limit is 0, or --endpoints-max is over 1048576");
         }
         Ok(AgentConfig {
@@ -258,6 +269,7 @@ impl AgentFlags {
                 midstream_budget: limits.midstream_max,
                 events_budget: limits.events_max,
                 debug_programs: self.debug_programs,
+                stamp_mask: self.stamp_mask,
             },
             log_format: self.log_format,
             log_level: self.log_level,

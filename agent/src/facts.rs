@@ -50,6 +50,8 @@ pub struct PodFacts {
     pub addresses: Vec<IpAddr>,
     /// Named ports of containers and restartable init containers (SEMANTICS 7.6, 7.10, 7.11). Shared.
     pub ports: Arc<BTreeSet<NamedPort>>,
+    /// Ports of its node that are translated to the pod's (portmap). Shared.
+    pub host_ports: Arc<BTreeSet<HostPort>>,
     /// spec.nodeName.
     pub node: Option<Arc<str>>,
     /// spec.hostNetwork: neither subject nor peer of a selector (SEMANTICS 10).
@@ -63,6 +65,42 @@ pub struct NamedPort {
     pub name: Arc<str>,
     pub protocol: Protocol,
     pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    pub protocol: Protocol,
+    pub port: u16,
+    /// hostIP; `None` where it is missing or unspecified: any of the node's.
+    pub address: Option<IpAddr>,
+}
+
+/// What of a Service makes the node send a pod's packet elsewhere than it was addressed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceFacts {
+    pub name: ObjectName,
+    /// spec.clusterIPs (or clusterIP), spec.externalIPs, and status.loadBalancer.ingress[].ip whose ipMode is not Proxy; sorted, without
+    /// doubles. Empty: headless, or an ExternalName.
+    pub addresses: Vec<IpAddr>,
+    /// Sorted, without doubles.
+    pub ports: Vec<ServicePort>,
+    /// spec.selector; `None`: its endpoints are somebody else's doing.
+    pub selector: Option<Labels>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePort {
+    pub protocol: Protocol,
+    pub port: u16,
+    pub node_port: Option<u16>,
+    pub target: TargetPort,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TargetPort {
+    Number(u16),
+    /// Resolved at each backend.
+    Named(Arc<str>),
 }
 
 /// The protocols a policy can name.
@@ -200,6 +238,7 @@ pub enum Change {
     },
     Policy(ObjectName, Option<PolicyFacts>),
     Node(Arc<str>, Option<NodeFacts>),
+    Service(ObjectName, Option<ServiceFacts>),
     /// The complete list of a kind has been applied: whatever was not named since its `Relist` is gone.
     Relist(Kind),
     Relisted(Kind),
@@ -211,10 +250,16 @@ pub enum Kind {
     Pod,
     Policy,
     Node,
+    Service,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Namespace, Self::Pod, Self::Policy, Self::Node];
+    pub const ALL: [Self; 5] = [Self::Namespace, Self::Pod, Self::Policy, Self::Node, Self::Service];
+
+    /// Without a complete list of it nothing can be judged. Not knowing a Service opens nothing.
+    pub const fn is_needed(self) -> bool {
+        !matches!(self, Self::Service)
+    }
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -222,6 +267,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Policy => "NetworkPolicy",
             Self::Node => "Node",
+            Self::Service => "Service",
         }
     }
 }
@@ -295,4 +341,27 @@ pub struct Veth {
 pub struct VethChange {
     pub ifindex: u32,
     pub veth: Option<Veth>,
+}
+
+/// What `node` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeChange {
+    Veth(VethChange),
+    /// All there are.
+    Devices(Vec<Device>),
+    /// The node's own addresses, all of them.
+    Addresses(BTreeSet<IpAddr>),
+}
+
+/// A device by which pods' packets may leave the node, which therefore needs a program where they do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub ifindex: u32,
+    pub name: Arc<str>,
+    /// IFF_UP.
+    pub up: bool,
+    /// ARPHRD_ETHER: packets begin with an Ethernet header.
+    pub has_link_header: bool,
+    /// Of kind veth: for a moment a pod's interface looks like one.
+    pub is_veth: bool,
 }

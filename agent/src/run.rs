@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::agent::{Agent, Signals};
 use crate::api::OpenSource;
 use crate::config::AgentConfig;
-use crate::facts::{Update, VethChange};
+use crate::facts::{NodeChange, Update};
 use crate::kernel::{Kernel, PinDir};
 use crate::node::{self, NodeConfig};
 use crate::observe::events::Events;
@@ -47,7 +47,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let pins = PinDir::open(&config.pin_dir)?;
     std::fs::create_dir_all(state_dir(&config.pin_dir)).context("making the state folder")?;
     let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
-    let (veth_sender, mut veths) = mpsc::channel::<Vec<VethChange>>(QUEUE);
+    let (node_sender, mut node_changes) = mpsc::channel::<Vec<NodeChange>>(QUEUE);
     let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
     let mut tasks = JoinSet::new();
     // Lists are fetched while the kernel verifies the programs. Interfaces wait: those that are there before them are older than them.
@@ -57,7 +57,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut kernel = loading.await.context("loading the programs panicked")??;
     let node_config =
         NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs };
-    tasks.spawn(async move { node::watch(node_config, veth_sender).await.context("watching the node's interfaces") });
+    tasks.spawn(async move { node::watch(node_config, node_sender).await.context("watching the node's interfaces") });
     let mut events =
         Events::new(RingBuf::try_from(kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?)?)?;
     if config.settings.debug_programs {
@@ -103,10 +103,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(batch) = veths.recv() => {
-                agent.take_veths(batch);
-                while let Ok(batch) = veths.try_recv() {
-                    agent.take_veths(batch);
+            Some(batch) = node_changes.recv() => {
+                agent.take_node(batch);
+                while let Ok(batch) = node_changes.try_recv() {
+                    agent.take_node(batch);
                 }
                 agent.settle();
             }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use palisade::facts::{Veth, VethChange};
+use palisade::facts::{NodeChange, Veth, VethChange};
 use palisade::node::{NodeConfig, watch};
 use tokio::sync::{mpsc, watch as value};
 
@@ -22,7 +22,10 @@ struct Lab {
     namespaces: Vec<String>,
     cache: tempfile::TempDir,
     pod_cidrs: value::Sender<Vec<IpNet>>,
-    changes: Option<mpsc::Receiver<Vec<VethChange>>>,
+    changes: Option<mpsc::Receiver<Vec<NodeChange>>>,
+    /// As told last.
+    devices: String,
+    addresses: String,
     agent: Option<std::thread::JoinHandle<anyhow::Result<()>>>,
     known: std::collections::BTreeMap<String, Veth>,
 }
@@ -32,6 +35,8 @@ impl Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("pn-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut lab = Self {
+            devices: String::new(),
+            addresses: String::new(),
             prefix,
             namespaces: Vec::new(),
             cache: tempfile::tempdir().expect("a folder"),
@@ -117,21 +122,51 @@ impl Lab {
             let Some(batch) = self.next_within(PATIENCE) else {
                 panic!("expected {expected:#?}, found {:#?}", self.lines())
             };
-            for VethChange { ifindex, veth } in batch {
-                self.known.retain(|_, known| known.ifindex != ifindex);
-                if let Some(veth) = veth {
-                    self.known.insert(veth.name.to_string(), veth);
+            self.take(batch);
+        }
+    }
+
+    fn take(&mut self, batch: Vec<NodeChange>) {
+        for change in batch {
+            match change {
+                NodeChange::Veth(VethChange { ifindex, veth }) => {
+                    self.known.retain(|_, known| known.ifindex != ifindex);
+                    if let Some(veth) = veth {
+                        self.known.insert(veth.name.to_string(), veth);
+                    }
+                }
+                NodeChange::Devices(devices) => {
+                    let text = devices.iter().map(|device| {
+                        let kind = if device.has_link_header { "" } else { "/raw" };
+                        format!("{}{kind}{}", device.name, if device.up { "+" } else { "" })
+                    });
+                    self.devices = text.collect::<Vec<_>>().join(" ");
+                }
+                NodeChange::Addresses(addresses) => {
+                    self.addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
                 }
             }
         }
     }
 
-    /// What the next batch says, whatever it is.
-    fn next(&mut self) -> Vec<VethChange> {
-        self.next_within(PATIENCE).expect("a batch")
+    /// Takes batches until the devices (`+`: up, `/raw`: without link header) and the node's addresses are these.
+    fn expect_node(&mut self, devices: &str, addresses: &str) {
+        while (self.devices.as_str(), self.addresses.as_str()) != (devices, addresses) {
+            let Some(batch) = self.next_within(PATIENCE) else {
+                panic!("expected {devices:?} {addresses:?}, found {:?} {:?}", self.devices, self.addresses)
+            };
+            self.take(batch);
+        }
     }
 
-    fn next_within(&mut self, time: Duration) -> Option<Vec<VethChange>> {
+    /// What the next batch says, whatever it is.
+    fn next(&mut self) -> Vec<VethChange> {
+        let batch = self.next_within(PATIENCE).expect("a batch");
+        let veth = |change| if let NodeChange::Veth(change) = change { Some(change) } else { None };
+        batch.into_iter().filter_map(veth).collect()
+    }
+
+    fn next_within(&mut self, time: Duration) -> Option<Vec<NodeChange>> {
         let changes = self.changes.as_mut().expect("the agent was started");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         match runtime.block_on(async { tokio::time::timeout(time, changes.recv()).await }) {
@@ -324,4 +359,35 @@ fn link_local_addresses_are_read() {
             lab.known.insert(veth.name.to_string(), veth);
         }
     }
+}
+
+/// Whatever packets may leave by is told of, and what is a pod's or has been seen elsewhere is not.
+#[test]
+fn devices_by_which_packets_leave_and_own_addresses() {
+    let mut lab = Lab::new();
+    lab.ip("address add 192.0.2.9/24 dev cni0");
+    lab.start();
+    lab.expect_node("", "127.0.0.1 192.0.2.9 ::1");
+    lab.ip("link add dummy7 type bridge");
+    lab.expect_node("dummy7", "127.0.0.1 192.0.2.9 ::1");
+    lab.ip("address add 10.96.0.10/32 dev dummy7");
+    lab.expect_node("dummy7", "10.96.0.10 127.0.0.1 192.0.2.9 ::1");
+    lab.ip("link set dummy7 up");
+    lab.expect_node("dummy7+", "10.96.0.10 127.0.0.1 192.0.2.9 ::1");
+    lab.ip("tuntap add mode tun name tun7");
+    lab.expect_node("dummy7+ tun7/raw", "10.96.0.10 127.0.0.1 192.0.2.9 ::1");
+    lab.ip("address del 10.96.0.10/32 dev dummy7");
+    lab.ip("link add docker0 type bridge");
+    lab.namespace("c");
+    lab.ip_in("c", "link add eth0 type veth peer name veth-c netns @node");
+    lab.expect_node("dummy7+ tun7/raw docker0 veth-c", "127.0.0.1 192.0.2.9 ::1");
+    // What it sends was seen by its bridge.
+    lab.ip("link set veth-c master docker0");
+    lab.expect_node("dummy7+ tun7/raw docker0", "127.0.0.1 192.0.2.9 ::1");
+    lab.pod("a", "02:00:00:00:00:0a", "10.9.0.2/24");
+    lab.expect(&["veth-a 02:00:00:00:00:0a 10.9.0.2/24"]);
+    lab.ip("link del dummy7");
+    lab.ip("link add kube-ipvs0 type bridge");
+    lab.ip("address add 10.96.0.1/32 dev kube-ipvs0");
+    lab.expect_node("tun7/raw docker0 kube-ipvs0", "127.0.0.1 192.0.2.9 ::1");
 }

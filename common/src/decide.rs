@@ -5,6 +5,7 @@
 
 mod fragment;
 mod guard;
+mod leaving;
 mod policy;
 mod ruling;
 mod tables;
@@ -17,9 +18,13 @@ use crate::verdict::{Hook, Reason};
 use fragment::{later_fragment, put_fragment};
 pub use guard::{admission_from_pod, admission_to_pod};
 pub(crate) use guard::{mac, owns};
-pub use policy::{Answer, Question, answer, ask};
+pub(crate) use leaving::admits_backends;
+use leaving::client_of;
+pub use leaving::{Place, decide_leaving, leaving, refused_leaving};
+pub use policy::{Answer, OPEN_EGRESS, OPEN_INGRESS, Question, answer, ask};
+pub(crate) use policy::{IS_SERVICE, REACH_EGRESS};
 pub use ruling::Ruling;
-pub use tables::{FlowEntry, Tables, take_midstream};
+pub use tables::{FlowEntry, ServiceCount, Tables, take_midstream};
 
 /// Where and how a packet met the program.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +34,16 @@ pub struct Meeting {
     pub ifindex: u32,
     /// The node itself sent it (`ingress_ifindex` is 0); only meaningful at [`Hook::ToPod`].
     pub from_node: bool,
+    /// Which of the node's pods opened the packet's flow, by [`EndpointRecord::stamp`]; 0: nobody says. Only meaningful at
+    /// [`Hook::ToPod`], for what others than the node sent.
+    pub stamp: u16,
+}
+
+impl Meeting {
+    #[inline(always)]
+    fn client_stamp(&self) -> u16 {
+        if matches!(self.hook, Hook::ToPod) && !self.from_node { self.stamp } else { 0 }
+    }
 }
 
 /// Which of an endpoint's tables is asked.
@@ -65,30 +80,64 @@ where
     T: Tables,
     P: Fn() -> &'p Packet,
 {
-    let record = match tables.hint(meeting.ifindex, epoch) {
-        Some(index) => own_record(tables, meeting.ifindex, index),
-        None => None,
+    let Some(record) = record_at(tables, meeting.ifindex, epoch) else {
+        return Ruling::of(without_endpoint(parsed(), meeting));
     };
-    // Memory of an entry that is replaced is another entry's at once, also while it is being read (see `class_of`): what is not found
-    // is looked for again. What is found is the endpoint's own, as the record says so.
-    let record = record
-        .or_else(|| record_of(tables, meeting.ifindex, epoch))
-        .or_else(|| record_of(tables, meeting.ifindex, epoch));
-    let Some(record) = record else { return Ruling::of(without_endpoint(parsed(), meeting)) };
     let restricted = endpoint_flag::CLOSED | endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS;
     let open = record.flags & restricted == 0;
     let plain = guard::is_plain(bytes, record, meeting.hook);
-    if plain && open {
+    let stamp = meeting.client_stamp();
+    if plain && open && stamp == 0 {
         return Ruling::of(Reason::NotIsolated);
     }
     let packet = parsed();
     if !plain && let Some(ruling) = tables.admission(bytes, packet, record, meeting.hook) {
         return ruling;
     }
+    if stamp != 0
+        && let Some(ruling) = tables.refused_leaving(packet, record, stamp, epoch)
+    {
+        return ruling;
+    }
     if open {
         return Ruling::of(Reason::NotIsolated);
     }
     for_restricted(bytes, packet, tables, meeting, (epoch, record))
+}
+
+/// Another endpoint's record than that of the interface where a packet is met.
+#[inline(always)]
+pub(crate) fn other_record<T: Tables>(tables: &T, ifindex: u32, epoch: u32) -> Option<&EndpointRecord> {
+    let index = tables.record_index(ifindex, epoch)?;
+    own_record(tables, ifindex, index)
+}
+
+/// The index of an interface's record; for implementations of [`Tables::record_index`].
+#[inline(always)]
+pub fn record_index<T: Tables>(tables: &T, ifindex: u32, epoch: u32) -> Option<u32> {
+    if let Some(index) = tables.hint(ifindex, epoch)
+        && own_record(tables, ifindex, index).is_some()
+    {
+        return Some(index);
+    }
+    let index = tables.endpoint(ifindex)?.at(epoch);
+    own_record(tables, ifindex, index)?;
+    if tables.endpoint(ifindex)?.at(epoch) == index {
+        tables.put_hint(ifindex, epoch, index);
+    }
+    Some(index)
+}
+
+/// An endpoint's record, by its interface.
+#[inline(always)]
+fn record_at<T: Tables>(tables: &T, ifindex: u32, epoch: u32) -> Option<&EndpointRecord> {
+    let record = match tables.hint(ifindex, epoch) {
+        Some(index) => own_record(tables, ifindex, index),
+        None => None,
+    };
+    // Memory of an entry that is replaced is another entry's at once, also while it is being read (see `class_of`): what is not found
+    // is looked for again. What is found is the endpoint's own, as the record says so.
+    record.or_else(|| record_of(tables, ifindex, epoch)).or_else(|| record_of(tables, ifindex, epoch))
 }
 
 /// A function of its own, as it is seldom needed.
@@ -160,10 +209,24 @@ pub fn isolated<T: Tables>(
     epoch: u32,
     meeting: Meeting,
 ) -> Ruling {
+    let ruling = judge_isolated(tables, packet, record, epoch, meeting);
+    // What the pod opens goes on with its mark, wherever it is said to go; what it answers does not.
+    let marked = matches!(meeting.hook, Hook::FromPod) && ruling.passes() && ruling.is_forward();
+    if marked { ruling.stamped(record.stamp as u16) } else { ruling }
+}
+
+#[inline(always)]
+fn judge_isolated<T: Tables>(
+    tables: &T,
+    packet: &Packet,
+    record: &EndpointRecord,
+    epoch: u32,
+    meeting: Meeting,
+) -> Ruling {
     let from_node = matches!(meeting.hook, Hook::ToPod) && meeting.from_node;
-    let at = flow::At::new(tables, record, packet, epoch, meeting.hook);
+    let mut at = flow::At::new(tables, record, packet, epoch, meeting.hook);
     if packet.has(packet_trait::FRAGMENT_LATER) {
-        return Ruling::of(if from_node { Reason::Node } else { later_fragment(&at) });
+        return if from_node { Ruling::of(Reason::Node) } else { later_fragment(&at, None) };
     }
     if from_node {
         return Ruling::of(flow::remember_node(&at));
@@ -171,16 +234,28 @@ pub fn isolated<T: Tables>(
     if record.flags & endpoint_flag::CLOSED != 0 {
         return Ruling::of(flow::closed(&at));
     }
-    let ruling = flow::pass(&at);
-    if packet.has(packet_trait::FRAGMENT_FIRST) && ruling.passes() {
-        if !at.is_settled() {
-            return Ruling::of(Reason::Unsettled);
-        }
-        if !put_fragment(&at) {
-            return Ruling::new(Reason::Unremembered, ruling.class());
-        }
+    if meeting.client_stamp() != 0 {
+        at.client =
+            client_of(tables, meeting.stamp, epoch).map_or((0, 0), |client| (client.ifindex, client.generation));
     }
-    ruling
+    let ruling = flow::pass(&at);
+    if packet.has(packet_trait::FRAGMENT_FIRST) { with_fragment(&at, ruling, None) } else { ruling }
+}
+
+/// Lets later fragments follow a first one that was let through.
+#[inline(always)]
+fn with_fragment<T: Tables>(at: &flow::At<'_, T>, ruling: Ruling, hook: Option<u8>) -> Ruling {
+    if !ruling.passes() {
+        return ruling;
+    }
+    if !at.is_settled() {
+        return Ruling::of(Reason::Unsettled);
+    }
+    if put_fragment(at, ruling.is_forward(), hook) {
+        ruling
+    } else {
+        Ruling::new(Reason::Unremembered, ruling.class()).forward(ruling.is_forward())
+    }
 }
 
 /// An ICMP error of or to an isolated endpoint, with room for the packet that it quotes; for implementations of

@@ -5,16 +5,20 @@
 //! direction (established), or in the opposite one (a reply) unless the packet opens a flow itself.
 
 mod judge;
+mod leave;
 mod node;
 mod related;
 mod remember;
 mod tcp;
 
-use crate::decide::{Answer, EGRESS, FlowEntry, INGRESS, Ruling, Tables, ask};
+use crate::decide::{
+    Answer, EGRESS, FlowEntry, INGRESS, IS_SERVICE, Question, REACH_EGRESS, Ruling, ServiceCount, Tables, ask,
+};
 use crate::layout::{Address, EndpointRecord, FlowKey, FlowValue, Judgement, flow_flag};
 use crate::parse::{Packet, packet_trait, protocol};
 use crate::verdict::{Hook, Reason};
 use judge::{is_reply, judge_known, judge_unknown};
+pub(crate) use leave::leave;
 pub(crate) use node::{closed, remember_node};
 pub(crate) use related::related;
 use remember::{insert, stamp};
@@ -55,14 +59,31 @@ pub struct At<'a, T> {
     pub now: u64,
     pub epoch: u32,
     pub hook: Hook,
+    /// At [`Hook::ToPod`]: the pod of this node that opened the flow, as the packet's mark says: its interface index and generation.
+    pub client: (u32, u32),
+    /// The flow is judged by its packets' mark, where they end up.
+    pub leaving: bool,
 }
 
 impl<'a, T: Tables> At<'a, T> {
     #[inline(always)]
     pub(crate) fn new(tables: &'a T, record: &'a EndpointRecord, packet: &'a Packet, epoch: u32, hook: Hook) -> Self {
         let now = tables.now();
-        let (key, sender) = key(packet);
-        Self { key, tables, record, packet, sender, now, epoch, hook }
+        let Ends { low, high, low_port, high_port, sender } = Ends::of(packet);
+        let (protocol, family) = (packet.protocol, packet.family);
+        // The key in its place: as another function's value it would be copied once more.
+        Self {
+            key: FlowKey { low: *low, high: *high, low_port, high_port, protocol, family, pad: 0 },
+            tables,
+            record,
+            packet,
+            sender,
+            now,
+            epoch,
+            hook,
+            client: (0, 0),
+            leaving: false,
+        }
     }
 
     #[inline(always)]
@@ -112,43 +133,76 @@ impl<'a, T: Tables> At<'a, T> {
     /// Asks whether the packet's own direction may be opened.
     #[inline(always)]
     fn ask_forward(&self) -> Answer {
-        ask_packet(self, self.forward_role(), self.packet.destination_port)
+        self.ask(self.forward_role() as u8, self.client, self.packet.destination_port)
     }
 
-    /// Asks whether the opposite direction may be opened.
+    /// Asks whether the opposite direction may be opened; where it was, `flow` is the entry.
     #[inline(always)]
-    fn ask_reverse(&self) -> Answer {
-        ask_packet(self, self.reverse_role(), self.packet.source_port)
+    fn ask_reverse<F: FlowEntry>(&self, flow: Option<&F>) -> Answer {
+        // Behind the destination of an answer there may be a pod that was masqueraded when it opened the flow.
+        let client = match flow {
+            Some(flow) if matches!(self.hook, Hook::FromPod) => flow.client(),
+            _ => (0, 0),
+        };
+        self.ask(self.reverse_role() as u8, client, self.packet.source_port)
+    }
+
+    /// About the other end.
+    #[inline(always)]
+    fn ask(&self, what: u8, client: (u32, u32), port: u16) -> Answer {
+        let Packet { family, protocol, .. } = *self.packet;
+        let peer = match self.hook {
+            Hook::FromPod => &self.packet.destination,
+            Hook::ToPod => &self.packet.source,
+        };
+        ask(self.tables, self.record, &Question { peer, client, epoch: self.epoch, what, port, protocol, family })
+    }
+
+    /// Asks the egress policy of the pod that opened the flow whether it may have one with who is reached.
+    #[inline(always)]
+    pub(crate) fn ask_as_seen(&self, peer: &Address, port: u16) -> Answer {
+        let Packet { family, protocol, .. } = *self.packet;
+        let (client, epoch, what) = ((0, 0), self.epoch, REACH_EGRESS);
+        ask(self.tables, self.record, &Question { peer, client, epoch, what, port, protocol, family })
+    }
+
+    /// Sent by a Service's address, which opens nothing: what bears it answers.
+    #[inline(always)]
+    fn is_from_service(&self) -> bool {
+        let Packet { family, protocol, source_port: port, .. } = *self.packet;
+        let (peer, client, epoch, what) = (&self.packet.source, (0, 0), self.epoch, IS_SERVICE);
+        let question = Question { peer, client, epoch, what, port, protocol, family };
+        matches!(self.hook, Hook::ToPod) && self.tables.answer(&question, self.record).is_allowed()
     }
 }
 
-#[inline(always)]
-fn ask_packet<T: Tables>(at: &At<'_, T>, role: usize, port: u16) -> Answer {
-    let packet = at.packet;
-    let peer = match at.hook {
-        Hook::FromPod => &packet.destination,
-        Hook::ToPod => &packet.source,
-    };
-    ask(at.tables, at.record, role, at.epoch, (packet.family, packet.protocol), (peer, port))
+/// A packet's two ends in the order of the key.
+struct Ends<'p> {
+    low: &'p Address,
+    high: &'p Address,
+    low_port: u16,
+    high_port: u16,
+    sender: usize,
+}
+
+impl<'p> Ends<'p> {
+    #[inline(always)]
+    fn of(packet: &'p Packet) -> Self {
+        let Packet { source, destination, source_port, destination_port, .. } = packet;
+        if is_before(source, *source_port, destination, *destination_port) {
+            Self { low: source, high: destination, low_port: *source_port, high_port: *destination_port, sender: 0 }
+        } else {
+            Self { low: destination, high: source, low_port: *destination_port, high_port: *source_port, sender: 1 }
+        }
+    }
 }
 
 /// The key of a packet's flow, and which end sent the packet (0: low, 1: high).
 #[inline(always)]
 pub fn key(packet: &Packet) -> (FlowKey, usize) {
-    let source_is_low = is_before(&packet.source, packet.source_port, &packet.destination, packet.destination_port);
-    // References first, so that each address is copied once.
-    let (low, high) =
-        if source_is_low { (&packet.source, &packet.destination) } else { (&packet.destination, &packet.source) };
-    let key = FlowKey {
-        low: *low,
-        high: *high,
-        low_port: if source_is_low { packet.source_port } else { packet.destination_port },
-        high_port: if source_is_low { packet.destination_port } else { packet.source_port },
-        protocol: packet.protocol,
-        family: packet.family,
-        pad: 0,
-    };
-    (key, if source_is_low { 0 } else { 1 })
+    let Ends { low, high, low_port, high_port, sender } = Ends::of(packet);
+    let (protocol, family) = (packet.protocol, packet.family);
+    (FlowKey { low: *low, high: *high, low_port, high_port, protocol, family, pad: 0 }, sender)
 }
 
 /// Any total order does, as long as all who share the table agree. Without a branch: each would double what the verifier reads, and the
@@ -172,7 +226,9 @@ fn is_alive<F: FlowEntry>(flow: &F, protocol: u8, now: u64) -> bool {
 /// margin, as it may be used between this look and its removal.
 pub fn is_over(key: &FlowKey, value: &FlowValue, now: u64) -> bool {
     let silent = now.saturating_sub(value.seen);
-    silent > idle_ns(key.protocol) + MARGIN_NS || (is_closed(value.flags) && silent > CLOSED_NS + MARGIN_NS)
+    // What is only known from where it leaves is judged again at no loss.
+    let brief = is_closed(value.flags) || value.flags & flow_flag::LEAVING != 0;
+    silent > idle_ns(key.protocol) + MARGIN_NS || (brief && silent > CLOSED_NS + MARGIN_NS)
 }
 
 const MARGIN_NS: u64 = 60 * SECOND;
@@ -201,20 +257,21 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
             return Ruling::of(Reason::Unsettled);
         }
         let flags = if ruling.is_forward() { 0 } else { flow_flag::UNCONFIRMED };
-        return remembered(insert(at, ruling.is_forward(), flags, new), ruling);
+        return remembered(insert(at, ruling, flags, new), ruling);
     };
     let opening = packet.has(packet_trait::OPENING);
     let flags = flow.flags();
     let anew = opening && flags & (TCP_STATE | flow_flag::KEPT) != 0;
     if at.is_valid(flow.judged(at.sender, at.forward_role())) && !anew {
         note(at, &flow, true);
-        return Ruling::of(Reason::Established);
+        return Ruling::of(Reason::Established).forward(true);
     }
     if !opening
         && at.is_valid(flow.judged(1 - at.sender, at.reverse_role()))
         && answers(&flow, packet, at.now)
         && is_reply(at, &flow)
     {
+        note_answer(at, &flow, flags);
         note(at, &flow, false);
         return Ruling::of(Reason::Reply);
     }
@@ -225,13 +282,22 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
     if !at.is_settled() {
         return Ruling::of(Reason::Unsettled);
     }
-    let kept = ruling.reason_number() == Reason::Kept as u8;
-    remembered(stamp(at, &flow, ruling.is_forward(), kept), ruling)
+    remembered(stamp(at, &flow, ruling), ruling)
+}
+
+/// The first answer to what was let go on as a Service's: somebody has received it.
+#[inline(always)]
+fn note_answer<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, flags: u32) {
+    let deferred = flags & (flow_flag::DEFERRED << (1 - at.sender)) != 0;
+    if deferred && flags & flow_flag::ANSWERED == 0 {
+        flow.set_flags(flags | flow_flag::ANSWERED);
+        at.tables.count_service(ServiceCount::Answered);
+    }
 }
 
 #[inline(always)]
 fn remembered(taken: bool, ruling: Ruling) -> Ruling {
-    if taken { ruling } else { Ruling::new(Reason::Unremembered, ruling.class()) }
+    if taken { ruling } else { Ruling::new(Reason::Unremembered, ruling.class()).forward(ruling.is_forward()) }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! in `_be`.
 
 /// Raised with every change to a struct or constant in this file; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///
@@ -91,8 +91,11 @@ pub struct Config {
     pub midstream_budget: u32,
     /// Events per CPU and second.
     pub events_budget: u32,
+    /// 1: a device by which packets leave the node lacks its program, so that nobody would judge what becomes of Service traffic.
+    pub exits_missing: u32,
+    pub pad: u32,
 }
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 40);
 
 /// Index 0 of the one-element array FLOW_STATS, raised atomically by the programs.
 #[repr(C)]
@@ -100,6 +103,12 @@ const _: () = assert!(size_of::<Config>() == 32);
 pub struct FlowStats {
     /// New entries put into FLOWS.
     pub inserts: u64,
+    /// Flows to Services that a pod was let open ([`crate::Reason::Service`]) and that were answered: somebody has received them.
+    pub service_answered: u64,
+    /// Flows admitted by their stamp where they ended up (beside those of [`crate::Reason::Hairpin`]). Lastingly fewer than were answered: somebody erases marks.
+    pub service_judged: u64,
+    /// Packets of the node's own whose mark has bits of the stamp: somebody else uses them.
+    pub foreign_marks: u64,
 }
 
 // === Endpoints ===
@@ -121,7 +130,7 @@ pub struct EndpointRecord {
     pub ifindex: u32,
     /// Stays the same for one pod; an address reused by another pod inherits no flow, as the generation differs. Never 0.
     pub generation: u32,
-    /// Small number that is stable for the endpoint's life: index into ENDPOINT_STATS, and the stamp of Service traffic.
+    /// Small number that is stable for the endpoint's life: index into ENDPOINT_STATS.
     pub number: u32,
     /// Bits of [`endpoint_flag`].
     pub flags: u32,
@@ -140,6 +149,11 @@ pub struct EndpointRecord {
     pub identity_lo: u32,
     /// Second (CLOCK_MONOTONIC) in which a policy began to isolate the pod in a direction in which it was open before; 0: it never was.
     pub isolated_at: u32,
+    /// What marks the packets of flows that the pod opens, shifted into the bits of the stamp's mask; 0: none. Index into STAMPS.
+    pub stamp: u32,
+    pub pad: u32,
+    /// The first of the IPv4 addresses once more, as a peer's address: what stands for the pod where it is masqueraded.
+    pub as_peer: Address,
     /// IPv4 addresses, network order.
     pub v4: [u32; ADDRESSES_MAX],
     /// The directed broadcast address of each, network order; 0: none.
@@ -147,7 +161,7 @@ pub struct EndpointRecord {
     /// IPv6 addresses, link-local ones included.
     pub v6: [Address; ADDRESSES_MAX],
 }
-const _: () = assert!(size_of::<EndpointRecord>() == 88 + 16 + 16 + 64);
+const _: () = assert!(size_of::<EndpointRecord>() == 112 + 16 + 16 + 64);
 
 /// A decision table and what it says to classes that have no row in it.
 #[repr(C)]
@@ -261,6 +275,47 @@ pub struct PortValue {
     pub rule: u32,
 }
 
+// === Services ===
+
+/// SERVICES (hash): a destination that the node may translate before a packet reaches whom it is for → [`Versioned`] number:
+/// [`SERVICE_NONE`], [`SERVICE_KNOWN`] or a row of BACKENDS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// [`Address::ZERO`]: any of the family (node ports, host ports).
+    pub address: Address,
+    /// Host order.
+    pub port: u16,
+    pub protocol: u8,
+    /// [`Family`] as a number.
+    pub family: u8,
+}
+const _: () = assert!(size_of::<ServiceKey>() == 20);
+
+/// Not (or no longer) a Service's.
+pub const SERVICE_NONE: u32 = 0;
+/// A Service's; what becomes of a packet is judged where it ends up.
+pub const SERVICE_KNOWN: u32 = 1;
+/// Rows of BACKENDS are numbered from here.
+pub const BACKENDS_FIRST: u32 = 2;
+/// How many backends a row of BACKENDS holds.
+pub const BACKENDS_MAX: usize = 4;
+
+/// BACKENDS (hash): who stands for a Service's address that a process of the node serves untranslated, as NodeLocal DNSCache does:
+/// a policy has to admit all of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backends {
+    pub count: u32,
+    /// Host order.
+    pub ports: [u16; BACKENDS_MAX],
+    pub addresses: [Address; BACKENDS_MAX],
+}
+const _: () = assert!(size_of::<Backends>() == 12 + 64);
+
+/// STAMPS (array): [`EndpointRecord::stamp`] → interface index of the endpoint that has it, or had it last.
+pub type StampKey = u32;
+
 // === Flows ===
 
 /// FLOWS (LRU hash): both directions of a flow have one key: the end with the lower (address, port) comes first.
@@ -303,8 +358,9 @@ pub struct FlowValue {
     pub fin_next: [u32; 2],
     /// Protocols without connections: when a judgement was first found to hold no longer, and which one; see [`revoked`].
     pub revoked: u32,
-    /// For what the exits will remember of a stamped flow.
-    pub reserved: [u32; 2],
+    /// The pod of this node that opened the flow behind a masqueraded address: its interface index and generation; 0: none.
+    pub client: u32,
+    pub client_generation: u32,
 }
 const _: () = assert!(size_of::<FlowValue>() == 64);
 
@@ -331,6 +387,12 @@ pub mod flow_flag {
     pub const UNCONFIRMED: u32 = 1 << 10;
     /// A judgement was taken over without judging again (`--existing-flows keep`): good for what goes on, not for an opening.
     pub const KEPT: u32 = 1 << 11;
+    /// The low (high: one bit up) end's opening was let go on as a Service's, and is judged where it ends up.
+    pub const DEFERRED: u32 = 1 << 12;
+    /// A deferred flow was answered.
+    pub const ANSWERED: u32 = 1 << 14;
+    /// Only known from where it leaves the node: answers come by another tuple.
+    pub const LEAVING: u32 = 1 << 15;
 }
 
 /// FRAGMENTS (LRU hash): where the first fragment of a datagram was admitted.
@@ -344,12 +406,15 @@ pub struct FragmentKey {
     pub ifindex: u32,
     pub protocol: u8,
     pub family: u8,
-    /// [`crate::Hook`] as a number.
+    /// [`crate::Hook`] as a number, or [`FRAGMENT_LEAVING`].
     pub hook: u8,
     pub pad: u8,
     pub pad2: u32,
 }
 const _: () = assert!(size_of::<FragmentKey>() == 48);
+
+/// [`FragmentKey::hook`]: judged by its stamp, where it ended up.
+pub const FRAGMENT_LEAVING: u8 = 2;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -357,6 +422,9 @@ pub struct FragmentValue {
     pub judged: Judgement,
     /// Nanoseconds, CLOCK_MONOTONIC (coarse), of the first fragment.
     pub seen: u64,
+    /// 1: the first fragment belonged to a flow that its sender opened.
+    pub forward: u32,
+    pub pad: u32,
 }
 
 // === Counters and events ===
@@ -393,9 +461,14 @@ pub struct Event {
     pub hook: u8,
     /// [`crate::Reason`] as a number.
     pub reason: u8,
-    pub pad: [u32; 2],
+    /// Where the packet was met, if not at the endpoint's own interface: interface index ([`MET_PROCESS`]: at a process of the node).
+    pub met: u32,
+    pub pad: u32,
 }
 const _: () = assert!(size_of::<Event>() == 64);
+
+/// See [`Event::met`].
+pub const MET_PROCESS: u32 = u32::MAX;
 
 #[cfg(test)]
 mod tests;

@@ -225,6 +225,24 @@ pub fn frame<B: Bytes>(bytes: &B, packet: &mut Packet) {
     }
 }
 
+/// Parses what begins with its IP header, as on devices without link headers.
+#[inline(always)]
+pub fn network<B: Bytes>(bytes: &B, packet: &mut Packet) {
+    *packet = Packet::blank(bytes.zero());
+    let Some(word) = bytes.words::<1>(0) else {
+        packet.traits = packet_trait::MALFORMED;
+        return;
+    };
+    match be(word[0]) >> 28 {
+        4 => ipv4(bytes, 0, false, packet),
+        6 => ipv6(bytes, 0, false, packet),
+        _ => packet.traits = packet_trait::MALFORMED,
+    }
+    if packet.has(packet_trait::IP) && packet.traits & (packet_trait::MALFORMED | packet_trait::FRAGMENT_LATER) == 0 {
+        transport(bytes, packet);
+    }
+}
+
 /// Parses the packet that an ICMP error quotes: as far as ports, and without believing its lengths, which are the original's.
 #[inline(always)]
 pub fn quoted<B: Bytes>(bytes: &B, error: &Packet, packet: &mut Packet) {

@@ -91,6 +91,8 @@ reasons! {
     Fragment = 8, "fragment", true, "later fragment of an admitted packet";
     Kept = 9, "kept", true, "flow older than the change, kept as configured";
     Unremembered = 10, "unremembered", true, "admitted, but the flow table could not take it, so that answers may be refused";
+    Service = 11, "service", true, "to a Service: each backend is judged where the packet ends up";
+    Hairpin = 12, "hairpin", true, "from the pod to itself, by way of a Service";
 
     NoRule = 16, "no-rule", false, "the pod is isolated and no rule admits the flow";
     Closed = 17, "closed", false, "the pod is not known yet or cannot be enforced";
@@ -107,5 +109,8 @@ reasons! {
     Unsettled = 28, "unsettled", false, "the tables changed repeatedly while the packet was judged";
     MidstreamBudget = 29, "midstream-budget", false, "more connections to take up again than the budget allows";
     Revoked = 30, "revoked", false, "the flow was admitted once and is not any longer";
+    NoExit = 32, "no-exit", false, "to a Service, while a device by which packets leave the node lacks its program";
+    NoStamp = 33, "no-stamp", false, "to a Service, from a pod for which no number was left to mark its packets with";
+    UnknownStamp = 34, "unknown-stamp", false, "marked with a number that no pod has";
     SpoofedFragment = 31, "fragmented-header", false, "first fragment without the whole chain of headers";
 }

@@ -47,6 +47,12 @@ impl FlowEntry for FlowPointer {
     }
 
     #[inline(always)]
+    fn client(&self) -> (u32, u32) {
+        // SAFETY: as above.
+        unsafe { ((*self.0).client, (*self.0).client_generation) }
+    }
+
+    #[inline(always)]
     fn revoked(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).revoked }

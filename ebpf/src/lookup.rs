@@ -2,15 +2,14 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
-use palisade_common::decide::{Answer, Meeting, Question, Ruling, Tables, take_midstream};
+use palisade_common::decide::{Answer, Meeting, Place, Question, Ruling, ServiceCount, Tables, take_midstream};
 use palisade_common::layout::{
-    Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, PORT_PREFIX_MAX, PortKey, RuleKey,
-    RuleValue, Versioned,
+    Address, Backends, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, PORT_PREFIX_MAX, PortKey,
+    RECORD_NONE, RuleKey, RuleValue, ServiceKey, Versioned,
 };
 use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
 use palisade_common::{Hook, Reason};
@@ -89,9 +88,20 @@ fn opaque_zero() -> u32 {
 }
 
 /// The maps, asked on behalf of one packet.
-pub struct Maps<'a> {
-    /// For looking up sockets.
-    pub ctx: Option<&'a TcContext>,
+#[derive(Clone, Copy)]
+pub struct Maps {
+    /// Null where there is none.
+    skb: *mut __sk_buff,
+}
+
+impl Maps {
+    /// For questions that need no packet.
+    pub const ALONE: Self = Self { skb: core::ptr::null_mut() };
+
+    #[inline(always)]
+    pub const fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
 }
 
 #[inline(always)]
@@ -99,7 +109,7 @@ fn config() -> Option<*const palisade_common::layout::Config> {
     maps::CONFIG.get_ptr(0)
 }
 
-impl Tables for Maps<'_> {
+impl Tables for Maps {
     type Flow<'b>
         = FlowPointer
     where
@@ -177,7 +187,7 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn admission<B: Bytes>(&self, _: &B, packet: &Packet, record: &EndpointRecord, hook: Hook) -> Option<Ruling> {
-        let skb = self.ctx?.skb.skb;
+        let skb = self.skb;
         let ruling = match hook {
             Hook::FromPod => parts::palisade_admission_from_pod(skb, packet, record),
             Hook::ToPod => parts::palisade_admission_to_pod(packet, record),
@@ -187,21 +197,83 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn isolated(&self, packet: &Packet, record: &EndpointRecord, epoch: u32, meeting: Meeting) -> Ruling {
-        let Some(ctx) = self.ctx else { return Ruling::of(Reason::Unsettled) };
-        let meeting = parts::meeting_number(meeting.hook, meeting.from_node);
-        Ruling::from_bits(parts::palisade_isolated(ctx.skb.skb, packet, record, epoch, meeting))
+        let meeting = parts::meeting_number(meeting);
+        Ruling::from_bits(parts::palisade_isolated(self.skb, packet, record, epoch, meeting))
+    }
+
+    #[inline(always)]
+    fn refused_leaving(&self, packet: &Packet, record: &EndpointRecord, stamp: u16, epoch: u32) -> Option<Ruling> {
+        let ruling = parts::palisade_refused_leaving(packet, record, u32::from(stamp), epoch);
+        if ruling == parts::GOES_ON { None } else { Some(Ruling::from_bits(ruling)) }
+    }
+
+    #[inline(always)]
+    fn leaving(&self, packet: &Packet, client: &EndpointRecord, epoch: u32, place: Place) -> Ruling {
+        let place = match place {
+            Place::Pod => 0,
+            Place::Device => 1,
+            Place::Process => 2,
+        };
+        Ruling::from_bits(parts::palisade_leaving(packet, client, epoch, place))
     }
 
     #[inline(always)]
     fn icmp_error<B: Bytes>(&self, _: &B, packet: &Packet, record: &EndpointRecord, epoch: u32, hook: Hook) -> Ruling {
-        let Some(ctx) = self.ctx else { return Ruling::of(Reason::Unsettled) };
-        let meeting = parts::meeting_number(hook, false);
-        Ruling::from_bits(parts::palisade_icmp_error(ctx.skb.skb, packet, record, epoch, meeting))
+        let meeting = parts::meeting_number(Meeting { hook, ifindex: 0, from_node: false, stamp: 0 });
+        Ruling::from_bits(parts::palisade_icmp_error(self.skb, packet, record, epoch, meeting))
     }
 
     #[inline(always)]
-    fn answer(&self, question: &Question) -> Answer {
-        Answer::from_bits(parts::palisade_answer(question))
+    fn record_index(&self, ifindex: u32, epoch: u32) -> Option<u32> {
+        let index = parts::palisade_record_index(ifindex, epoch);
+        if index == RECORD_NONE { None } else { Some(index) }
+    }
+
+    #[inline(always)]
+    fn answer(&self, question: &Question<'_>, record: &EndpointRecord) -> Answer {
+        let client = u64::from(question.client.1) << 32 | u64::from(question.client.0);
+        let (peer, kind, epoch) = (question.peer, question.kind(), question.epoch);
+        Answer::from_bits(parts::palisade_answer(peer, record, kind, client, epoch))
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Versioned> {
+        // SAFETY: a copy is taken at once. Another's, if the element is used again meanwhile, only spares or costs the first of two
+        // judgements.
+        unsafe { maps::SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backends(&self, row: u32) -> Option<&Backends> {
+        // SAFETY: rows are immutable and go only after the epoch has moved, which is looked at before anything is done about it.
+        unsafe { maps::BACKENDS.get(row) }
+    }
+
+    #[inline(always)]
+    fn stamp_owner(&self, stamp: u16) -> Option<u32> {
+        maps::STAMPS.get(u32::from(stamp)).copied()
+    }
+
+    #[inline(always)]
+    fn exits_missing(&self) -> bool {
+        match config() {
+            // SAFETY: a live array element. Volatile, since the agent changes it while we run.
+            Some(config) => unsafe { core::ptr::read_volatile(&raw const (*config).exits_missing) != 0 },
+            None => true,
+        }
+    }
+
+    #[inline(always)]
+    fn count_service(&self, what: ServiceCount) {
+        let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0) else { return };
+        // SAFETY: a live array element; see `put_flow`.
+        unsafe {
+            let counter = match what {
+                ServiceCount::Answered => &raw mut (*stats).service_answered,
+                ServiceCount::Judged => &raw mut (*stats).service_judged,
+            };
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1);
+        }
     }
 
     #[inline(always)]
@@ -260,22 +332,26 @@ impl Tables for Maps<'_> {
     #[inline(always)]
     fn listens(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool> {
         const LISTEN: u32 = 10; // TCP_LISTEN
-        let ctx = self.ctx?;
+        if self.skb.is_null() {
+            return None;
+        }
         if packet.protocol != protocol::TCP || record.netns_id < 0 {
             return None;
         }
         let to_pod = matches!(hook, Hook::ToPod);
-        Some(socket_state::<TCP>(ctx.as_ptr().cast(), packet, record.netns_id, to_pod) == LISTEN)
+        Some(socket_state::<TCP>(self.skb, packet, record.netns_id, to_pod) == LISTEN)
     }
 
     #[inline(always)]
     fn is_connected(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool> {
         const CONNECTED: u32 = 1; // TCP_ESTABLISHED, which a connected socket of UDP has as its state too
-        let ctx = self.ctx?;
+        if self.skb.is_null() {
+            return None;
+        }
         if record.netns_id < 0 {
             return None;
         }
-        match socket_state::<UDP>(ctx.as_ptr().cast(), packet, record.netns_id, matches!(hook, Hook::ToPod)) {
+        match socket_state::<UDP>(self.skb, packet, record.netns_id, matches!(hook, Hook::ToPod)) {
             NO_SOCKET => None,
             state => Some(state == CONNECTED),
         }

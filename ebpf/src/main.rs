@@ -1,6 +1,7 @@
 //! The kernel programs: entry points that only call.
 //!
-//! `from_pod` sits at tc ingress of the host's side of a pod's veth (the pod sends), `to_pod` at its tc egress (the pod receives).
+//! `from_pod` sits at tc ingress of the host's side of a pod's veth (the pod sends), `to_pod` at its tc egress (the pod receives);
+//! `exit_link` and `exit_raw` at tc egress of every other device by which packets leave the node, `deliver` before the node's sockets.
 //! A packet that passes goes on to whatever other programs are there: TC_ACT_UNSPEC is also TCX_NEXT.
 
 #![no_std]
@@ -8,9 +9,11 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "atomic add on a map value, see lookup.rs")]
 
+mod exits;
 mod flow_pointer;
 mod lookup;
 mod maps;
+mod mark;
 mod parts;
 mod report;
 mod sockets;
@@ -43,26 +46,37 @@ pub fn empty(_ctx: TcContext) -> i32 {
 fn judge(ctx: &TcContext, hook: Hook) -> i32 {
     // SAFETY: the context is the kernel's own and lives as long as the program runs.
     let skb = unsafe { &*ctx.skb.skb };
-    let meeting = Meeting { hook, ifindex: skb.ifindex, from_node: skb.ingress_ifindex == 0 };
+    let stamp = mark::stamp_of(skb.mark);
+    let meeting = Meeting { hook, ifindex: skb.ifindex, from_node: skb.ingress_ifindex == 0, stamp };
     let Some(packet) = maps::PACKETS.get_ptr_mut(maps::PACKET) else { return TC_ACT_SHOT };
     let parsed = || {
-        parts::palisade_parse(ctx.skb.skb, packet);
+        parts::palisade_parse(ctx.skb.skb, packet, parts::LINK);
         // SAFETY: this CPU's own element; neither program runs inside the other on one CPU.
         unsafe { &*packet }
     };
-    let ruling = decide(&Skb::new(ctx), parsed, &Maps { ctx: Some(ctx) }, meeting);
+    let ruling = decide(&Skb::new(ctx), parsed, &Maps::new(ctx.skb.skb), meeting);
     report::count(ruling);
     if ruling.passes() {
+        if matches!(hook, Hook::FromPod) {
+            mark::put(ctx, ruling.stamp());
+        }
         TC_ACT_UNSPEC
     } else {
         let unsettled = ruling.reason_number() == Reason::Unsettled as u8;
         // SAFETY: as above; whatever else is refused was parsed.
         let packet = if unsettled { parsed() } else { unsafe { &*packet } };
-        if !report::refused(ctx, packet, ruling, &meeting) {
+        if !report::refused(ctx, packet, ruling, report::pod(hook, ctx_ifindex(ctx))) {
             report::lost();
         }
         TC_ACT_SHOT
     }
+}
+
+/// Of the interface that the program is on.
+#[inline(always)]
+fn ctx_ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is the kernel's own and lives as long as the program runs. Read anew rather than kept on the stack.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) }
 }
 
 #[cfg(not(test))]

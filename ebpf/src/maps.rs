@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use palisade_common::layout::{
-    Address, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue, FragmentKey, FragmentValue,
-    PortKey, PortValue, REASONS, RuleKey, RuleValue, Versioned,
+    Address, Backends, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue, FragmentKey,
+    FragmentValue, PortKey, PortValue, REASONS, RuleKey, RuleValue, ServiceKey, Versioned,
 };
 use palisade_common::parse::Packet;
 
@@ -50,6 +50,15 @@ pub static RULES: HashMap<RuleKey, RuleValue, 1024, { BPF_F_NO_PREALLOC as usize
 
 #[btf_map]
 pub static PORTS: LpmTrie<PortKey, PortValue, 1024> = LpmTrie::new();
+
+#[btf_map]
+pub static SERVICES: HashMap<ServiceKey, Versioned, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static BACKENDS: HashMap<u32, Backends, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static STAMPS: Array<u32, 65_536> = Array::new();
 
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, FlowValue, 1024> = LruHashMap::new();

@@ -6,8 +6,8 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use palisade_common::decide::{self, Answer, Meeting, Question, Ruling};
-use palisade_common::layout::EndpointRecord;
+use palisade_common::decide::{self, Answer, Meeting, Place, Question, Ruling};
+use palisade_common::layout::{Address, EndpointRecord, RECORD_NONE};
 use palisade_common::parse::{self, Packet};
 use palisade_common::{Hook, Reason};
 
@@ -18,14 +18,25 @@ use crate::maps;
 pub const GOES_ON: u64 = u64::MAX;
 /// In a meeting's number, beside the hook's.
 const FROM_NODE: u32 = 1 << 8;
+/// In a meeting's number, above everything else: the stamp.
+const STAMP_SHIFT: u32 = 16;
+
+/// For [`palisade_parse`]: the packet begins with an Ethernet header.
+pub const LINK: u32 = 0;
+/// It begins with the IP header.
+pub const RAW: u32 = 1;
 
 /// Parses the frame into `packet`; its traits.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn palisade_parse(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+pub extern "C" fn palisade_parse(skb: *mut __sk_buff, packet: *mut Packet, begins: u32) -> u32 {
     // SAFETY: the verifier makes sure that both are what they say, or null.
     let Some(packet) = (unsafe { packet.as_mut() }) else { return 0 };
-    parse::frame(&Skb::new(&TcContext::new(skb)), packet);
+    if begins == RAW {
+        parse::network(&Skb::new(&TcContext::new(skb)), packet);
+    } else {
+        parse::frame(&Skb::new(&TcContext::new(skb)), packet);
+    }
     packet.traits
 }
 
@@ -77,23 +88,64 @@ pub extern "C" fn palisade_isolated(
     let (Some(packet), Some(record)) = (unsafe { packet.as_ref() }, unsafe { record.as_ref() }) else {
         return Ruling::of(Reason::Unsettled).to_bits();
     };
-    let meeting = Meeting { hook: hook_of(meeting), ifindex: record.ifindex, from_node: meeting & FROM_NODE != 0 };
-    decide::isolated(&Maps { ctx: Some(&TcContext::new(skb)) }, packet, record, epoch, meeting).to_bits()
+    let meeting = Meeting {
+        hook: hook_of(meeting),
+        ifindex: record.ifindex,
+        from_node: meeting & FROM_NODE != 0,
+        stamp: (meeting >> STAMP_SHIFT) as u16,
+    };
+    decide::isolated(&Maps::new(skb), packet, record, epoch, meeting).to_bits()
 }
 
 /// For [`palisade_isolated`] and [`palisade_icmp_error`].
 #[inline(always)]
-pub fn meeting_number(hook: Hook, from_node: bool) -> u32 {
-    let hook = match hook {
+pub fn meeting_number(meeting: Meeting) -> u32 {
+    let hook = match meeting.hook {
         Hook::FromPod => 0,
         Hook::ToPod => 1,
     };
-    if from_node { hook | FROM_NODE } else { hook }
+    let hook = if meeting.from_node { hook | FROM_NODE } else { hook };
+    hook | u32::from(meeting.stamp) << STAMP_SHIFT
 }
 
 #[inline(always)]
 fn hook_of(meeting: u32) -> Hook {
     if meeting & 1 == 0 { Hook::FromPod } else { Hook::ToPod }
+}
+
+/// [`decide::refused_leaving`] as [`Ruling::to_bits`], or [`GOES_ON`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_refused_leaving(
+    packet: *const Packet,
+    record: *const EndpointRecord,
+    stamp: u32,
+    epoch: u32,
+) -> u64 {
+    // SAFETY: as above.
+    let (Some(packet), Some(record)) = (unsafe { packet.as_ref() }, unsafe { record.as_ref() }) else {
+        return Ruling::of(Reason::Unsettled).to_bits();
+    };
+    match decide::refused_leaving(&Maps::ALONE, packet, record, (stamp as u16, epoch)) {
+        Some(ruling) => ruling.to_bits(),
+        None => GOES_ON,
+    }
+}
+
+/// [`decide::leaving`], as [`Ruling::to_bits`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_leaving(
+    packet: *const Packet,
+    client: *const EndpointRecord,
+    epoch: u32,
+    place: u32,
+) -> u64 {
+    // SAFETY: as above.
+    let (Some(packet), Some(client)) = (unsafe { packet.as_ref() }, unsafe { client.as_ref() }) else {
+        return Ruling::of(Reason::Unsettled).to_bits();
+    };
+    decide::leaving(&Maps::ALONE, packet, client, epoch, Place::from_number(place)).to_bits()
 }
 
 /// [`decide::icmp_error`], as [`Ruling::to_bits`].
@@ -115,16 +167,31 @@ pub extern "C" fn palisade_icmp_error(
     // SAFETY: as above.
     let quoted = unsafe { &mut *quoted };
     let ctx = TcContext::new(skb);
-    let tables = Maps { ctx: Some(&ctx) };
+    let tables = Maps::new(skb);
     Ruling::of(decide::icmp_error(&tables, &Skb::new(&ctx), packet, quoted, (record, epoch, hook_of(meeting))))
         .to_bits()
 }
 
-/// [`decide::answer`], as [`Answer::to_bits`].
+/// The index of an interface's record, or [`RECORD_NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn palisade_answer(question: *const Question) -> u64 {
+pub extern "C" fn palisade_record_index(ifindex: u32, epoch: u32) -> u32 {
+    decide::record_index(&Maps::ALONE, ifindex, epoch).unwrap_or(RECORD_NONE)
+}
+
+/// [`decide::answer`], as [`Answer::to_bits`]; `kind`: [`Question::kind`], `client`: its interface index, above that its generation.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_answer(
+    peer: *const Address,
+    record: *const EndpointRecord,
+    kind: u64,
+    client: u64,
+    epoch: u32,
+) -> u64 {
     // SAFETY: as above.
-    let Some(question) = (unsafe { question.as_ref() }) else { return Answer::NONE.to_bits() };
-    decide::answer(&Maps { ctx: None }, question).to_bits()
+    let (Some(peer), Some(record)) = (unsafe { peer.as_ref() }, unsafe { record.as_ref() }) else {
+        return Answer::NONE.to_bits();
+    };
+    decide::answer(&Maps::ALONE, &Question::new(peer, kind, client, epoch), record).to_bits()
 }

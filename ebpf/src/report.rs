@@ -3,8 +3,8 @@
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use palisade_common::decide::{Meeting, Ruling};
-
+use palisade_common::decide::Ruling;
+use palisade_common::layout::MET_PROCESS;
 use palisade_common::parse::Packet;
 use palisade_common::{Hook, Reason};
 
@@ -22,9 +22,22 @@ pub fn count(ruling: Ruling) {
     }
 }
 
+/// Where a packet is refused: the interface's index (0: a process of the node), and above it the [`Hook`] as a number.
+pub type Place = u64;
+const HOOK_SHIFT: u32 = 32;
+
+#[inline(always)]
+pub fn pod(hook: Hook, ifindex: u32) -> Place {
+    let hook = match hook {
+        Hook::FromPod => 0,
+        Hook::ToPod => 1,
+    };
+    Place::from(ifindex) | hook << HOOK_SHIFT
+}
+
 /// An event for a refused packet, within this CPU's budget of the second; `false`: it is lost.
 #[inline(never)]
-pub fn refused(ctx: &TcContext, packet: &Packet, ruling: Ruling, meeting: &Meeting) -> bool {
+pub fn refused(ctx: &TcContext, packet: &Packet, ruling: Ruling, place: Place) -> bool {
     // Coarse, as the exact clock costs more than sending the event does where reading the processor's counter is slow.
     // SAFETY: a helper without arguments.
     let time = unsafe { bpf_ktime_get_coarse_ns() };
@@ -41,15 +54,22 @@ pub fn refused(ctx: &TcContext, packet: &Packet, ruling: Ruling, meeting: &Meeti
     }
     budget[1] += 1;
     if ruling.reason_number() == Reason::Malformed as u8 || ruling.reason_number() == Reason::Unsettled as u8 {
-        debug!(ctx, "interface {}: {} bytes refused, reason {}", meeting.ifindex, ctx.len(), ruling.reason_number());
+        debug!(ctx, "interface {}: {} bytes refused, reason {}", place as u32, ctx.len(), ruling.reason_number());
     }
     let Some(mut record) = maps::EVENTS.reserve(0) else { return false };
+    // What is refused for its mark is the sender's, wherever it is met.
+    let (mut ifindex, mut hook, mut met) = (place as u32, (place >> HOOK_SHIFT) as u8, 0);
+    if ruling.stamp() != 0 {
+        met = if ifindex == 0 { MET_PROCESS } else { ifindex };
+        ifindex = maps::STAMPS.get(u32::from(ruling.stamp())).copied().unwrap_or(0);
+        hook = 0;
+    }
     let event = record.as_mut_ptr();
     // SAFETY: the record is ours until it is submitted, and every field is written. In place: an Event does not fit on the stack
     // beside the rest.
     unsafe {
         (*event).time = time;
-        (*event).ifindex = meeting.ifindex;
+        (*event).ifindex = ifindex;
         (*event).class = ruling.class();
         (*event).source = packet.source;
         (*event).destination = packet.destination;
@@ -57,12 +77,10 @@ pub fn refused(ctx: &TcContext, packet: &Packet, ruling: Ruling, meeting: &Meeti
         (*event).destination_port = packet.destination_port;
         (*event).protocol = packet.protocol;
         (*event).family = packet.family;
-        (*event).hook = match meeting.hook {
-            Hook::FromPod => 0,
-            Hook::ToPod => 1,
-        };
+        (*event).hook = hook;
         (*event).reason = ruling.reason_number();
-        (*event).pad = [0; 2];
+        (*event).met = met;
+        (*event).pad = 0;
     }
     record.submit(RING_FLAGS);
     true

@@ -41,6 +41,7 @@ impl Told {
             Change::Namespace(name, facts) => (name.to_string(), facts.map(|facts| format!("{facts:?}"))),
             Change::Pod { name, uid: _, facts } => (name.to_string(), facts.map(|facts| format!("{facts:?}"))),
             Change::Policy(name, facts) => (name.to_string(), facts.map(|facts| format!("{facts:?}"))),
+            Change::Service(name, facts) => (format!("service {name}"), facts.map(|facts| format!("{facts:?}"))),
             Change::Node(name, facts) => (name.to_string(), facts.map(|facts| format!("{facts:?}"))),
         };
         match facts {

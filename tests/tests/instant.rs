@@ -78,7 +78,7 @@ impl Instant {
 
     fn ask(&self, sim: &Sim, probe: &Probe) -> Pair {
         let judge = |hook, ifindex: Option<u32>| {
-            let meeting = Meeting { hook, ifindex: ifindex?, from_node: false };
+            let meeting = Meeting { hook, ifindex: ifindex?, from_node: false, stamp: 0 };
             Some(sim.judge(FrameBytes { bytes: &probe.frame, gso: false }, meeting).passes())
         };
         let pair = [judge(Hook::FromPod, probe.source), judge(Hook::ToPod, probe.destination)];

@@ -122,7 +122,7 @@ impl Node {
         let frame = text::frame(&line, &self.world).expect("it is legal").bytes();
         let judge = |hook, address| {
             let Some(endpoint) = self.world.endpoint_at(address) else { return true };
-            let meeting = Meeting { hook, ifindex: endpoint.ifindex, from_node: false };
+            let meeting = Meeting { hook, ifindex: endpoint.ifindex, from_node: false, stamp: 0 };
             let passes = self.sim.judge(FrameBytes { bytes: &frame, gso: false }, meeting).passes();
             self.sim.forget_flows();
             passes

@@ -24,6 +24,8 @@ impl Agent {
         } else if let Some(failed) = self.attachments.failed().values().next() {
             let count = self.attachments.failed().len();
             Readiness::NotYet(format!("the programs are not attached to {count} interfaces: {}", failed.error))
+        } else if let Some(missing) = self.exits.missing().first() {
+            Readiness::NotYet(format!("Service traffic cannot be judged: {missing}"))
         } else {
             Readiness::Ready
         };
@@ -44,12 +46,16 @@ impl Agent {
         let failed = self.attachments.failed().values().map(move |failed| {
             fault(format!("{} has not both of its programs, its pod is not enforced: {}", failed.name, failed.error))
         });
-        let behind = self.attachments.behind().map(move |(interface, program)| {
+        let behind = self.attachments.behind().chain(self.exits.attachments.behind()).map(move |(interface, program)| {
             fault(format!(
                 "the program {program:?} stands in front of ours on {interface} and can let pass what ours would refuse"
             ))
         });
-        stuck.chain(failed).chain(behind)
+        let exits = self.exits.missing();
+        let exits = exits.into_iter().filter(|_| self.synced).map(move |missing| {
+            fault(format!("what pods with an egress policy send to Services is refused: {missing}"))
+        });
+        stuck.chain(failed).chain(behind).chain(exits)
     }
 
     pub(super) fn tell_faults(&mut self) {

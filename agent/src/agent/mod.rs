@@ -4,6 +4,7 @@
 
 mod account;
 mod attachments;
+mod exits;
 mod retry;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +16,9 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::compile::{Catalog, Compiler, Numbers};
+use crate::compile::{Catalog, Compiler, Limits, Numbers};
 use crate::config::AgentConfig;
-use crate::facts::{Change, Fault, Kind, Update, VethChange};
+use crate::facts::{Change, Fault, Kind, NodeChange, Update, VethChange};
 use crate::index::Index;
 use crate::kernel::{FlowWatch, Kernel, Standing};
 use crate::observe::events::Digest;
@@ -25,6 +26,7 @@ use crate::observe::http::Readiness;
 use crate::observe::metrics::Metrics;
 use crate::observe::{self, Fill, refusal};
 use attachments::Attachments;
+use exits::Exits;
 use retry::Retry;
 
 /// Where the agent tells of itself.
@@ -44,6 +46,9 @@ pub struct Agent {
     compiler: Compiler,
     signals: Signals,
     attachments: Attachments,
+    exits: Exits,
+    /// Whose sockets are this node's.
+    cgroup: PathBuf,
     /// An earlier agent ran here: whatever is new to us is younger than enforcement on this node.
     succeeded: bool,
     /// Faults of objects, by object.
@@ -77,8 +82,10 @@ fn second() -> u32 {
 
 impl Agent {
     pub fn new(config: &AgentConfig, kernel: Kernel, signals: Signals) -> Self {
-        let mut compiler = Compiler::new(kernel.sizes().limits()).start_above(Numbers::highest(kernel.tables()));
+        let limits = Limits { stamps_max: config.settings.stamp_mask.stamps_max(), ..kernel.sizes().limits() };
+        let mut compiler = Compiler::new(limits).start_above(Numbers::highest(kernel.tables()));
         compiler.adopt(kernel.endpoints().values().copied());
+        compiler.adopt_services(kernel.tables());
         let earlier_names =
             if kernel.endpoints().is_empty() { None } else { observe::read_catalog(&config.pin_dir).ok() };
         let earlier_names = earlier_names.unwrap_or_default();
@@ -92,6 +99,8 @@ impl Agent {
             compiler,
             signals,
             attachments: Attachments::default(),
+            exits: Exits::default(),
+            cgroup: config.cgroup.clone(),
             faults: BTreeMap::new(),
             relisted: BTreeMap::new(),
             compile_faults: Vec::new(),
@@ -109,7 +118,7 @@ impl Agent {
     /// When something that failed is to be tried again.
     pub fn retry_at(&self) -> Option<Instant> {
         let stuck = self.stuck.as_ref().map(|stuck| stuck.retry.at);
-        stuck.into_iter().chain(self.attachments.retry_at()).min()
+        stuck.into_iter().chain(self.attachments.retry_at()).chain(self.exits.retry_at()).min()
     }
 
     /// No agent ran here before.
@@ -121,24 +130,32 @@ impl Agent {
         self.catalog_is_old
     }
 
-    /// A veth that is new is closed here and now, before anything is known of it. One that was there before the first agent of this
-    /// node stays as it is until the first complete list.
-    pub fn take_veths(&mut self, changes: Vec<VethChange>) {
+    pub fn take_node(&mut self, changes: Vec<NodeChange>) {
         // The first batch is all that is there.
         self.node_known = true;
         for change in changes {
-            if let Some(veth) = &change.veth {
-                if self.succeeded || !veth.older {
-                    self.attach(veth.ifindex, veth.name.clone());
-                }
-            } else if let Some(name) = self.attachments.forget(change.ifindex)
-                && let Err(error) = self.kernel.detach(change.ifindex, &name)
-            {
-                tracing::warn!(interface = %name, error = format!("{error:#}"), "taking the programs off");
+            match change {
+                NodeChange::Veth(change) => self.take_veth(change),
+                NodeChange::Devices(devices) => self.take_devices(devices),
+                NodeChange::Addresses(addresses) => self.index.apply_addresses(addresses),
             }
-            self.index.apply_veth(change);
         }
         self.after_attaching();
+    }
+
+    /// A veth that is new is closed here and now, before anything is known of it. One that was there before the first agent of this
+    /// node stays as it is until the first complete list.
+    fn take_veth(&mut self, change: VethChange) {
+        if let Some(veth) = &change.veth {
+            if self.succeeded || !veth.older {
+                self.attach(veth.ifindex, veth.name.clone());
+            }
+        } else if let Some(name) = self.attachments.forget(change.ifindex)
+            && let Err(error) = self.kernel.detach(change.ifindex, &name)
+        {
+            tracing::warn!(interface = %name, error = format!("{error:#}"), "taking the programs off");
+        }
+        self.index.apply_veth(change);
     }
 
     fn attach(&mut self, ifindex: u32, name: Arc<str>) {
@@ -155,6 +172,10 @@ impl Agent {
             for (ifindex, failed) in self.attachments.failed().clone() {
                 self.attach(ifindex, failed.name);
             }
+            self.after_attaching();
+        }
+        if self.exits.retry_at().is_some_and(|at| at <= now) {
+            self.retry_exits(now);
             self.after_attaching();
         }
         if self.stuck.as_ref().is_some_and(|stuck| stuck.retry.at <= now) {
@@ -179,6 +200,7 @@ impl Agent {
                 }
             }
         }
+        self.verify_exits();
         self.after_attaching();
     }
 
@@ -212,6 +234,7 @@ impl Agent {
             Change::Pod { name, .. } => (Kind::Pod, name.to_string()),
             Change::Policy(name, _) => (Kind::Policy, name.to_string()),
             Change::Node(name, _) => (Kind::Node, name.to_string()),
+            Change::Service(name, _) => (Kind::Service, name.to_string()),
             Change::Relist(kind) => {
                 self.relisted.insert(*kind, BTreeSet::new());
                 return;
@@ -277,6 +300,9 @@ impl Agent {
             }
         }
         self.attach_all();
+        if first || self.synced {
+            self.attach_exits();
+        }
         if first && self.stuck.is_none() {
             self.first_sync();
         }
@@ -305,7 +331,10 @@ impl Agent {
         self.synced = true;
         match self.kernel.attached() {
             Ok(pinned) => {
-                for ifindex in pinned.into_iter().filter(|ifindex| self.index.veth(*ifindex).is_none()) {
+                for ifindex in pinned
+                    .into_iter()
+                    .filter(|ifindex| self.index.veth(*ifindex).is_none() && !self.exits.has(*ifindex))
+                {
                     if let Err(error) = self.kernel.detach(ifindex, "") {
                         tracing::warn!(ifindex, error = format!("{error:#}"), "sweeping an earlier agent's link");
                     }
@@ -313,6 +342,7 @@ impl Agent {
             }
             Err(error) => tracing::warn!(error = format!("{error:#}"), "reading pinned links"),
         }
+        self.sweep_exits();
         self.check_node_name();
         tracing::info!(
             endpoints = self.attachments.len(),

@@ -26,8 +26,8 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::reduce::intern::Interner;
-use super::reduce::shape::{NamespaceShape, NodeShape, PodShape};
-use super::reduce::{namespace, node, pod, policy};
+use super::reduce::shape::{NamespaceShape, NodeShape, PodShape, ServiceShape};
+use super::reduce::{namespace, node, pod, policy, service};
 use crate::facts::{Change, Fault, Kind, Update};
 
 /// At most this many updates are handed on at once; a longer burst follows in further batches.
@@ -65,11 +65,12 @@ pub async fn watch(client: Client, updates: Sender<Vec<Update>>) -> anyhow::Resu
 }
 
 async fn watch_with(wait: Wait, client: Client, updates: Sender<Vec<Update>>) -> anyhow::Result<()> {
-    let kinds: [BoxStream<'static, Update>; 4] = [
+    let kinds: [BoxStream<'static, Update>; 5] = [
         stream_of::<NamespaceShape>(&client, wait).boxed(),
         stream_of::<PodShape>(&client, wait).boxed(),
         stream_of::<PolicyShape>(&client, wait).boxed(),
         stream_of::<NodeShape>(&client, wait).boxed(),
+        stream_of::<ServiceShape>(&client, wait).boxed(),
     ];
     // Whatever is there is sent at once, and the kinds take turns: a policy does not wait for a list of pods.
     let mut batches = kinds.into_iter().collect::<SelectAll<_>>().ready_chunks(BATCH_MAX);
@@ -171,6 +172,24 @@ impl Shape for NodeShape {
 
     fn gone(&self) -> Result<Change, Fault> {
         node::gone(self)
+    }
+}
+
+impl Shape for ServiceShape {
+    const KIND: Kind = Kind::Service;
+    const GROUP: &'static str = "";
+    const PLURAL: &'static str = "services";
+
+    fn resource_version(&self) -> Option<&str> {
+        self.metadata.found()?.0.resource_version.found().map(String::as_str)
+    }
+
+    fn reduce(&self, interner: &mut Interner) -> Result<Update, Fault> {
+        service::reduce(self, interner)
+    }
+
+    fn gone(&self) -> Result<Change, Fault> {
+        service::gone(self)
     }
 }
 
@@ -306,8 +325,10 @@ impl<S: Shape> Watch<S> {
     async fn failed(&mut self, error: &watcher::Error) {
         let follows = if self.listed {
             "what is known stays in force; changes are not seen until it answers"
-        } else {
+        } else if S::KIND.is_needed() {
             "there is no complete list yet, so pods stay closed until it answers"
+        } else {
+            "there is no complete list yet, so pods with an egress policy reach Services only if it admits their addresses as they are"
         };
         let kind = S::KIND.name();
         if self.warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {

@@ -143,6 +143,8 @@ fn name(Update { change, .. }: Update) -> Option<String> {
         Change::Relisted(Kind::Policy) => Some("]".to_owned()),
         Change::Policy(name, facts) => Some(format!("{}{}", if facts.is_some() { "" } else { "-" }, name.name)),
         Change::Relist(_) | Change::Relisted(_) => None,
-        Change::Namespace(..) | Change::Pod { .. } | Change::Node(..) => unreachable!("there are none"),
+        Change::Namespace(..) | Change::Pod { .. } | Change::Node(..) | Change::Service(..) => {
+            unreachable!("there are none")
+        }
     }
 }

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use palisade_common::layout::{EndpointRecord, PORTS_ALL, PORTS_NONE, RuleKey, RuleValue, TableRef, endpoint_flag};
+use palisade_common::layout::{
+    Backends, EndpointRecord, PORTS_ALL, PORTS_NONE, RuleKey, RuleValue, ServiceKey, TableRef, endpoint_flag,
+};
 
 use super::prefix::Bits;
 use super::{Compiler, Direction};
@@ -60,12 +62,15 @@ pub struct Canonical {
     pub rules: BTreeMap<(TableName, PeerClass), Allowed>,
     /// Port sets in the tables to which nothing refers: none, if all is well.
     pub orphans: BTreeSet<u32>,
+    /// With the row, where there is one.
+    pub services: BTreeMap<ServiceKey, Option<Backends>>,
 }
 
 impl Compiler {
     /// The desired tables without their numbers.
     pub fn canonical(&self) -> Canonical {
-        let Tables { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = &self.desired.tables;
+        let Tables { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports, services, backends } =
+            &self.desired.tables;
         let mut canonical = Canonical::default();
         let names = self.rule_names();
         let sets = port_sets(&self.desired.tables, &names);
@@ -86,6 +91,7 @@ impl Compiler {
             let record = EndpointRecord {
                 generation: 0,
                 number: 0,
+                stamp: u32::from(record.stamp != 0),
                 flags: record.flags & !endpoint_flag::MIDSTREAM,
                 isolated_at: 0,
                 ingress: TableRef::default(),
@@ -107,6 +113,7 @@ impl Compiler {
         }
         canonical.cidrs.extend(cidr_v4.iter().map(|(&net, &class)| (net.into(), self.peer_class(class))));
         canonical.cidrs.extend(cidr_v6.iter().map(|(&net, &class)| (net.into(), self.peer_class(class))));
+        canonical.services = services.iter().map(|(&key, number)| (key, backends.get(number).copied())).collect();
         // The table of an endpoint that is closed is there, if nothing in the tables says so.
         used.extend(self.decisions.defaults());
         let sets = ports.keys().map(|(key, _)| u32::from_be(key.ports_be));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::net::IpAddr;
 
-use palisade_common::layout::{EndpointRecord, PortKey, PortValue, RuleKey, RuleValue};
+use palisade_common::layout::{Backends, EndpointRecord, PortKey, PortValue, RuleKey, RuleValue, ServiceKey};
 
 use super::prefix::{Bits, Net, Prefix, v4_word, v6_words};
 use crate::tables::{Delta, Tables};
@@ -47,6 +47,14 @@ impl Desired {
 
     pub(super) fn port(&mut self, key: (PortKey, u32), value: Option<PortValue>) {
         set(&mut self.tables.ports, &mut self.before.ports, key, value);
+    }
+
+    pub(super) fn service(&mut self, key: ServiceKey, number: Option<u32>) {
+        set(&mut self.tables.services, &mut self.before.services, key, number);
+    }
+
+    pub(super) fn backends(&mut self, row: u32, backends: Option<Backends>) {
+        set(&mut self.tables.backends, &mut self.before.backends, row, backends);
     }
 
     pub(super) fn take_delta(&mut self) -> Delta {

@@ -1,6 +1,6 @@
 //! What the compiler could not do as written: limits, and addresses that more than one pod claims.
 
-use super::{Closed, Compiler};
+use super::{Closed, Compiler, Direction};
 use crate::facts::{Fault, Kind};
 use crate::index::Index;
 
@@ -12,6 +12,7 @@ impl Compiler {
                 faults.push(Fault { kind: Kind::Policy, object: policy, field, message });
             }
         }
+        faults.extend(self.services.fault(self.limits.services_max));
         for (&ifindex, endpoint) in &self.endpoints.all {
             faults.extend(endpoint.faults.iter().cloned());
             let interface = || index.veth(ifindex).map_or(String::new(), |veth| veth.name.to_string());
@@ -24,6 +25,13 @@ impl Compiler {
                 let limit = self.limits.endpoints_max;
                 faults.push(fault("", format!("there is no room for it among {limit} endpoints: it is closed")));
                 continue;
+            }
+            if self.stamps.wanting().contains(&ifindex) && endpoint.is_isolated(Direction::Egress) {
+                let limit = self.limits.stamps_max;
+                let message = format!(
+                    "none of the {limit} numbers of --stamp-mask is left to mark its packets with: what it sends to Services is refused"
+                );
+                faults.push(fault("", message));
             }
             match &endpoint.closed {
                 Some(closed @ Closed::Addresses { .. }) => {

@@ -13,6 +13,10 @@ pub struct Limits {
     pub rules_max: usize,
     /// Prefixes of PORTS.
     pub ports_max: usize,
+    /// Addresses and ports of Services, node ports and host ports.
+    pub services_max: usize,
+    /// Pods whose packets can be told apart by their mark: the highest stamp.
+    pub stamps_max: u32,
 }
 
 impl Default for Limits {
@@ -23,6 +27,8 @@ impl Default for Limits {
             prefixes_max: 262_144,
             rules_max: 524_288,
             ports_max: 1_048_576,
+            services_max: 65_536,
+            stamps_max: 255,
         }
     }
 }

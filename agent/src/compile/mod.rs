@@ -19,6 +19,8 @@ mod policies;
 mod ports;
 mod prefix;
 mod record;
+mod services;
+mod stamps;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -44,6 +46,8 @@ pub use numbers::Numbers;
 use peers::Peers;
 use policies::{Policies, PortName};
 use record::Own;
+use services::Services;
+use stamps::Stamps;
 
 /// As seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +75,8 @@ pub struct Compiler {
     classes: Classes,
     decisions: Decisions,
     endpoints: Endpoints,
+    services: Services,
+    stamps: Stamps,
     /// The first interface for which there is no room.
     cut: Option<u32>,
     desired: Desired,
@@ -104,6 +110,8 @@ impl Compiler {
             classes: Classes::default(),
             decisions: Decisions::default(),
             endpoints: Endpoints::default(),
+            services: Services::default(),
+            stamps: Stamps::default(),
             cut: None,
             desired: Desired::default(),
             second: 0,
@@ -117,10 +125,17 @@ impl Compiler {
     }
 
     /// Goes on where an earlier agent's records end: an interface that still has the pod of its record keeps
-    /// generation, number and what is known of its connections. Before the first update.
+    /// generation, number, stamp and what is known of its connections. Before the first update.
     pub fn adopt(&mut self, records: impl IntoIterator<Item = EndpointRecord>) {
+        let stamps = &mut self.stamps;
+        let records = records.into_iter().inspect(|record| stamps.adopt(record.ifindex, record.stamp));
         let generation = self.endpoints.adopt(records);
         self.numbers.generation = self.numbers.generation.max(generation);
+    }
+
+    /// Keeps the Services that an earlier agent knew until all are listed. Before the first update.
+    pub fn adopt_services(&mut self, tables: &Tables) {
+        self.services.adopt(tables);
     }
 
     /// Everything that is wanted.
@@ -137,8 +152,11 @@ impl Compiler {
     /// policy begins to isolate.
     pub fn update(&mut self, index: &mut Index, second: u32) -> Compiled {
         self.second = second;
-        let dirty = index.take_dirty();
+        let mut dirty = index.take_dirty();
         let mut endpoints = self.update_subjects(index, &dirty);
+        endpoints.append(&mut self.stamps.begin());
+        let means = (&mut self.numbers.backends, &mut self.desired);
+        self.services.update(index, std::mem::take(&mut dirty.fronts), self.limits.services_max, means);
         self.update_peers(index, dirty);
         self.update_tables(index, &mut endpoints);
         self.update_room(&mut endpoints);
@@ -272,6 +290,7 @@ impl Compiler {
         let room = self.cut.is_none_or(|cut| ifindex < cut);
         let (Some(veth), true, true) = (index.veth(ifindex), room, self.endpoints.all.contains_key(&ifindex)) else {
             self.desired.endpoint(ifindex, None);
+            self.stamps.give_back(ifindex);
             if let Some(Endpoint { closed, faults, .. }) = self.endpoints.all.get_mut(&ifindex) {
                 *closed = None;
                 faults.clear();
@@ -296,6 +315,11 @@ impl Compiler {
             namespace.and_then(|namespace| namespace.facts.as_ref()).is_some_and(|facts| facts.trusted)
         });
         let mut record = record::record(veth, endpoint, &own, trusted);
+        if endpoint.tables == [None, None] {
+            self.stamps.give_back(ifindex);
+        } else {
+            record.stamp = self.stamps.give(ifindex, self.limits.stamps_max).unwrap_or_default();
+        }
         if endpoint.closed.is_none() {
             let reference = |table: Option<Option<TableRef>>| table.flatten().unwrap_or_default();
             record.ingress = reference(ingress);

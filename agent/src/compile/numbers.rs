@@ -1,6 +1,6 @@
 //! Numbers that only grow: none is used again, so that no reader can take a new row for an old one.
 
-use palisade_common::layout::{CLASS_ASK_CIDR, EndpointRecord, PORTS_FIRST, RuleValue};
+use palisade_common::layout::{BACKENDS_FIRST, CLASS_ASK_CIDR, EndpointRecord, PORTS_FIRST, RuleValue};
 
 use crate::tables::Tables;
 
@@ -12,19 +12,21 @@ pub struct Numbers {
     pub ports: u32,
     pub rule: u32,
     pub generation: u32,
+    pub backends: u32,
 }
 
 impl Default for Numbers {
     fn default() -> Self {
-        Self { class: 0, table: 0, ports: PORTS_FIRST - 1, rule: 0, generation: 0 }
+        Self { class: 0, table: 0, ports: PORTS_FIRST - 1, rule: 0, generation: 0, backends: BACKENDS_FIRST - 1 }
     }
 }
 
 impl Numbers {
     /// The highest numbers that tables of an earlier agent hold.
     pub fn highest(tables: &Tables) -> Self {
-        let Tables { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = tables;
+        let Tables { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports, services: _, backends } = tables;
         let mut numbers = Self::default();
+        numbers.backends = backends.keys().copied().fold(numbers.backends, u32::max);
         let classes = exact_v4.values().chain(exact_v6.values()).chain(cidr_v4.values()).chain(cidr_v6.values());
         for class in classes.filter(|&&class| class != CLASS_ASK_CIDR) {
             numbers.class = numbers.class.max(*class);
@@ -57,6 +59,7 @@ impl Numbers {
             ports: self.ports.max(other.ports),
             rule: self.rule.max(other.rule),
             generation: self.generation.max(other.generation),
+            backends: self.backends.max(other.backends),
         }
     }
 }

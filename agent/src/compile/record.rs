@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use palisade_common::layout::{ADDRESSES_MAX, EndpointRecord, endpoint_flag};
+use palisade_common::layout::{ADDRESSES_MAX, Address, EndpointRecord, endpoint_flag};
 
 use super::Direction;
 use super::endpoints::{Closed, Endpoint};
@@ -98,6 +98,7 @@ pub(super) fn record(veth: &Veth, endpoint: &Endpoint, own: &Own, trusted: bool)
         record.v4_broadcast[at] = broadcast.map_or(0, v4_word);
         record.v4_count = count;
     }
+    record.as_peer = own.v4.keys().next().map_or(Address::ZERO, |address| Address::v4(v4_word(*address)));
     for ((slot, address), count) in record.v6.iter_mut().zip(&own.v6).zip(1..) {
         *slot = v6_words(*address);
         record.v6_count = count;

@@ -1,9 +1,11 @@
 //! Facts as text, for tests: one change a line.
 //!
 //!     ns a team=x                       namespace; `trusted` trusts its pods
-//!     pod a/web#u1 ip=10.0.0.1,fd00::1 node=n port=http/TCP/80 app=web      `finished`, `host`
+//!     pod a/web#u1 ip=10.0.0.1,fd00::1 node=n port=http/TCP/80 app=web      `finished`, `host`, hostport=TCP/80 or TCP/80/IP
 //!     policy a/p app=web in(PEERS|PORTS) out()      subject `.` is everybody; `in()` isolates and allows nothing
 //!     veth 5 mac=5 ip=10.0.0.1/24 pod=a/web#u1      `older`; the MAC's last byte
+//!     service a/web ip=10.96.0.1,fd00:96::1 port=TCP/80/30080/8080 app=web     node port 0: none; target port or its name; labels: selector
+//!     own 10.0.0.1 fd00::1              the node's addresses, all of them
 //!     node n1 · relist KIND · relisted KIND · complete · -pod a/web#u1 (gone; so with all others)
 //!
 //! PEERS: `*` missing, `-` an empty list, else joined by `+`: `SELECTOR` in the policy's namespace, `SELECTOR//SELECTOR`
@@ -40,6 +42,8 @@ pub(crate) fn apply(index: &mut Index, lines: &str) {
                 index.apply(Change::Node(rest[0].into(), (!gone).then_some(facts)));
             }
             "veth" => index.apply_veth(veth(&rest, gone)),
+            "service" => index.apply(service(&rest, gone)),
+            "own" => index.apply_addresses(rest.iter().map(|ip| ip.parse().expect("an address")).collect()),
             "relist" => index.apply(Change::Relist(kind_of(rest[0]))),
             "relisted" => index.apply(Change::Relisted(kind_of(rest[0]))),
             "complete" => Kind::ALL.into_iter().for_each(|kind| index.apply(Change::Relisted(kind))),
@@ -81,6 +85,7 @@ fn pod(words: &[&str], gone: bool) -> Change {
         labels: Labels::default(),
         addresses: vec![],
         ports: Arc::default(),
+        host_ports: Arc::default(),
         node: None,
         host_network: false,
         finished: false,
@@ -89,6 +94,13 @@ fn pod(words: &[&str], gone: bool) -> Change {
     for word in &words[1..] {
         match word.split_once('=') {
             Some(("ip", list)) => facts.addresses = list.split(',').map(|ip| ip.parse().expect("an address")).collect(),
+            Some(("hostport", port)) => {
+                let mut parts = port.split('/');
+                let (protocol, port) = (protocol_of(parts.next().expect("a protocol")), parts.next().expect("a port"));
+                let address = parts.next().map(|ip| ip.parse().expect("an address"));
+                let port = HostPort { protocol, port: port.parse().expect("a port"), address };
+                Arc::make_mut(&mut facts.host_ports).insert(port);
+            }
             Some(("node", node)) => facts.node = Some(node.into()),
             Some(("port", port)) => {
                 let [name, protocol, port] = port.split('/').collect::<Vec<_>>()[..] else { panic!("{port}") };
@@ -106,6 +118,31 @@ fn pod(words: &[&str], gone: bool) -> Change {
     facts.labels = labels_of(&labels);
     facts.ports = Arc::new(ports);
     Change::Pod { name, uid: uid.into(), facts: (!gone).then_some(facts) }
+}
+
+fn service(words: &[&str], gone: bool) -> Change {
+    let name = name_of(words[0]);
+    let mut facts = ServiceFacts { name: name.clone(), addresses: vec![], ports: vec![], selector: None };
+    let mut labels = vec![];
+    for word in &words[1..] {
+        match word.split_once('=').expect("a word of a service is key=value") {
+            ("ip", list) => facts.addresses = list.split(',').map(|ip| ip.parse().expect("an address")).collect(),
+            ("port", port) => {
+                let [protocol, port, node_port, target] = port.split('/').collect::<Vec<_>>()[..] else {
+                    panic!("{port}")
+                };
+                facts.ports.push(ServicePort {
+                    protocol: protocol_of(protocol),
+                    port: port.parse().expect("a port"),
+                    node_port: Some(node_port.parse().expect("a port")).filter(|port| *port != 0),
+                    target: target.parse().map_or_else(|_| TargetPort::Named(target.into()), TargetPort::Number),
+                });
+            }
+            _ => labels.push(*word),
+        }
+    }
+    facts.selector = (!labels.is_empty()).then(|| labels_of(&labels));
+    Change::Service(name, (!gone).then_some(facts))
 }
 
 fn policy(words: &[&str], gone: bool) -> Change {

@@ -7,6 +7,7 @@
 pub(crate) mod fixture;
 pub mod matchers;
 mod relist;
+mod services;
 #[cfg(test)]
 mod tests;
 mod veths;
@@ -16,8 +17,12 @@ use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::facts::{Change, Kind, NamespaceFacts, NodeFacts, ObjectName, PodFacts, PolicyFacts, Veth, VethChange};
+use crate::facts::{
+    Change, Kind, NamespaceFacts, NodeFacts, ObjectName, PodFacts, PolicyFacts, ServiceFacts, Veth, VethChange,
+};
 use relist::Relists;
+pub use services::Front;
+use services::{Services, host_fronts};
 use veths::Veths;
 pub use veths::{Identity, Unknown};
 
@@ -56,6 +61,8 @@ pub struct Dirty {
     pub veths: BTreeSet<u32>,
     /// Addresses that other pods claim than before.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those that came, went, or whose backends on the node itself may be others.
+    pub fronts: BTreeSet<Front>,
 }
 
 #[derive(Debug)]
@@ -70,6 +77,7 @@ pub struct Index {
     claims: HashMap<IpAddr, Vec<PodId>>,
     nodes: BTreeMap<Arc<str>, NodeFacts>,
     veths: Veths,
+    services: Services,
     relists: Relists,
     /// Places in `pods` that may be taken, and those that may be once their death was handed out.
     vacant: Vec<PodId>,
@@ -90,6 +98,7 @@ impl Index {
             claims: HashMap::new(),
             nodes: BTreeMap::new(),
             veths: Veths::default(),
+            services: Services::default(),
             relists: Relists::default(),
             vacant: Vec::new(),
             vacated: Vec::new(),
@@ -103,6 +112,7 @@ impl Index {
             Change::Pod { name, uid, facts } => self.set_pod(PodKey { name, uid }, facts),
             Change::Policy(name, facts) => self.set_policy(name, facts),
             Change::Node(name, facts) => self.set_node(name, facts),
+            Change::Service(name, facts) => self.set_service(name, facts),
             Change::Relist(kind) => self.relist(kind),
             Change::Relisted(kind) => self.relisted(kind),
         }
@@ -116,7 +126,17 @@ impl Index {
         }
     }
 
-    /// Every kind was listed completely at least once.
+    /// The node's own addresses, all of them.
+    pub fn apply_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.dirty.fronts.append(&mut self.services.set_own(addresses));
+    }
+
+    /// A complete list of Services was seen.
+    pub fn services_complete(&self) -> bool {
+        self.relists.has_services()
+    }
+
+    /// Every kind that is needed was listed completely at least once.
     pub fn complete(&self) -> bool {
         self.relists.complete()
     }
@@ -129,7 +149,8 @@ impl Index {
 
     /// Hands everything out once more, for a compiler that starts with an index that is not new.
     pub fn touch_all(&mut self) {
-        let Self { namespaces, keys, claims, veths, dirty, .. } = self;
+        let Self { namespaces, keys, claims, veths, services, dirty, .. } = self;
+        dirty.fronts.extend(services.all_fronts());
         dirty.namespaces.extend(namespaces.keys().cloned());
         dirty.pods.extend(keys.values());
         dirty.addresses.extend(claims.keys());
@@ -231,6 +252,13 @@ impl Index {
         }
     }
 
+    fn set_service(&mut self, name: ObjectName, facts: Option<ServiceFacts>) {
+        if facts.is_some() {
+            self.relists.saw_service(&name);
+        }
+        self.dirty.fronts.append(&mut self.services.set(name, facts));
+    }
+
     fn set_pod(&mut self, key: PodKey, facts: Option<PodFacts>) {
         if facts.is_some() {
             self.relists.saw_pod(&key);
@@ -245,6 +273,7 @@ impl Index {
             self.pods[id.0 as usize] = before;
             return;
         }
+        self.set_fronts(id, before.as_ref().map(|pod| &pod.facts), facts.as_ref());
         let old = before.map_or(BTreeSet::new(), |pod| claimed(&pod.facts));
         let new = facts.as_ref().map_or(BTreeSet::new(), claimed);
         self.reclaim(id, &old, &new);
@@ -256,6 +285,15 @@ impl Index {
         while let Some(ifindex) = veths.pop_first() {
             self.identify(ifindex);
         }
+    }
+
+    fn set_fronts(&mut self, id: PodId, before: Option<&PodFacts>, after: Option<&PodFacts>) {
+        let node = &self.node;
+        let here = |pod: &&PodFacts| pod.node.as_ref() == Some(node);
+        let [old, new] = [before, after].map(|pod| pod.filter(here).map(host_fronts).unwrap_or_default());
+        let mut fronts = self.services.set_host_ports(id, old, &new);
+        fronts.append(&mut self.services.touched_by([before, after]));
+        self.dirty.fronts.append(&mut fronts);
     }
 
     /// A place for a pod that is new.
@@ -326,6 +364,7 @@ impl Index {
                 self.relists.begin_policies(names.collect());
             }
             Kind::Node => self.relists.begin_nodes(self.nodes.keys().cloned().collect()),
+            Kind::Service => self.relists.begin_services(self.services.names().cloned().collect()),
         }
     }
 
@@ -338,6 +377,7 @@ impl Index {
             Kind::Pod => self.relists.end_pods().into_iter().for_each(|key| self.set_pod(key, None)),
             Kind::Policy => self.relists.end_policies().into_iter().for_each(|name| self.set_policy(name, None)),
             Kind::Node => self.relists.end_nodes().into_iter().for_each(|name| self.set_node(name, None)),
+            Kind::Service => self.relists.end_services().into_iter().for_each(|name| self.set_service(name, None)),
         }
         if complete != self.complete() {
             // Until now every veth was closed.

@@ -16,6 +16,7 @@ pub(super) struct Relists {
     pods: HashSet<PodKey>,
     policies: HashSet<ObjectName>,
     nodes: HashSet<Arc<str>>,
+    services: HashSet<ObjectName>,
     listed: BTreeSet<Kind>,
 }
 
@@ -23,7 +24,11 @@ pub(super) struct Relists {
 
 impl Relists {
     pub(super) fn complete(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.listed.contains(kind))
+        Kind::ALL.iter().filter(|kind| kind.is_needed()).all(|kind| self.listed.contains(kind))
+    }
+
+    pub(super) fn has_services(&self) -> bool {
+        self.listed.contains(&Kind::Service)
     }
 
     // A list that begins while another is under way starts anew: only what the second one names stays.
@@ -44,6 +49,10 @@ impl Relists {
         self.nodes = known;
     }
 
+    pub(super) fn begin_services(&mut self, known: HashSet<ObjectName>) {
+        self.services = known;
+    }
+
     pub(super) fn saw_namespace(&mut self, name: &Arc<str>) {
         self.namespaces.remove(name);
     }
@@ -58,6 +67,10 @@ impl Relists {
 
     pub(super) fn saw_node(&mut self, name: &Arc<str>) {
         self.nodes.remove(name);
+    }
+
+    pub(super) fn saw_service(&mut self, name: &ObjectName) {
+        self.services.remove(name);
     }
 
     pub(super) fn end_namespaces(&mut self) -> Vec<Arc<str>> {
@@ -78,6 +91,11 @@ impl Relists {
     pub(super) fn end_nodes(&mut self) -> Vec<Arc<str>> {
         self.listed.insert(Kind::Node);
         sorted(&mut self.nodes)
+    }
+
+    pub(super) fn end_services(&mut self) -> Vec<ObjectName> {
+        self.listed.insert(Kind::Service);
+        sorted(&mut self.services)
     }
 }
 

@@ -132,3 +132,78 @@ fn the_same_again_is_no_change() {
         [1; 5]
     );
 }
+
+fn fronts(index: &Index) -> String {
+    let text = |front: super::Front| {
+        let address = front.address.map_or("any".to_owned(), |address| address.to_string());
+        let backends = index.local_backends(&front).into_iter().map(|(address, port)| format!("{address}:{port}"));
+        let backends: Vec<String> = backends.collect();
+        let stands = if backends.is_empty() { String::new() } else { format!("={}", backends.join("+")) };
+        format!("{address}:{}/{}{stands}", front.protocol.name(), front.port)
+    };
+    index.services.all_fronts().map(text).collect::<Vec<_>>().join(" ")
+}
+
+/// Whatever the order in which objects arrive.
+#[test]
+fn what_the_node_may_translate() {
+    let own = "own 10.96.0.10 fd00:96::10";
+    let dns = "service kube/dns ip=10.96.0.10,fd00:96::10 port=UDP/53/0/dns app=dns";
+    let pods = [
+        "pod kube/dns-1 ip=10.0.0.1,fd00::1 node=m port=dns/UDP/1053 app=dns",
+        "pod kube/dns-2 ip=10.0.0.2 node=m port=dns/UDP/53 app=dns",
+    ];
+    let one = "10.96.0.10:UDP/53=10.0.0.1:1053+10.0.0.2:53 fd00:96::10:UDP/53=fd00::1:1053";
+    for (lines, expected) in [
+        (vec!["service a/s ip=10.96.0.1 port=TCP/80/30080/8080"], "any:TCP/30080 10.96.0.1:TCP/80"),
+        // Of an address that is not the node's nobody has to know who stands for it.
+        (vec![dns, pods[0]], "10.96.0.10:UDP/53 fd00:96::10:UDP/53"),
+        (vec![own, dns, pods[0], pods[1]], one),
+        (vec![own, dns, pods[0], pods[1], "pod kube/other ip=10.0.0.3 app=web", "pod b/dns ip=10.0.0.4 app=dns"], one),
+        (vec![own, "service a/s ip=10.96.0.10 port=TCP/80/0/80"], "10.96.0.10:TCP/80"),
+        (vec!["pod a/p node=n hostport=TCP/80", "pod a/q node=m hostport=TCP/81"], "any:TCP/80"),
+        (vec!["pod a/p node=n hostport=TCP/80/10.0.0.9", "pod a/q node=n hostport=UDP/1 finished"], "10.0.0.9:TCP/80"),
+    ] {
+        let reversed: Vec<&str> = lines.iter().copied().rev().collect();
+        for lines in [&lines, &reversed] {
+            assert_eq!(fronts(&index(&lines.join("\n"))), expected, "{lines:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_front_stays_while_anybody_has_it_and_every_change_is_told() {
+    let mut index = index("service a/s ip=10.96.0.1 port=TCP/80/0/80\nservice a/t ip=10.96.0.1 port=TCP/80/0/81");
+    let told = |index: &mut Index| index.take_dirty().fronts.len();
+    assert_eq!((told(&mut index), told(&mut index)), (1, 0));
+    apply(&mut index, "-service a/s");
+    assert_eq!((fronts(&index), told(&mut index)), ("10.96.0.1:TCP/80".to_owned(), 1));
+    apply(&mut index, "-service a/t");
+    assert_eq!((fronts(&index), told(&mut index)), (String::new(), 1));
+    let dns = "service kube/dns ip=10.96.0.10 port=UDP/53/0/53 app=dns\nown 10.96.0.10";
+    apply(&mut index, dns);
+    assert_eq!(told(&mut index), 1);
+    for (line, count, expected) in [
+        ("pod kube/d ip=10.0.0.1 app=dns", 1, "10.96.0.10:UDP/53=10.0.0.1:53"),
+        ("pod kube/e ip=10.0.0.2 app=web", 0, "10.96.0.10:UDP/53=10.0.0.1:53"),
+        ("pod kube/d ip=10.0.0.1 app=dns finished", 1, "10.96.0.10:UDP/53"),
+        ("pod kube/d ip=10.0.0.3 app=dns", 1, "10.96.0.10:UDP/53=10.0.0.3:53"),
+        ("own", 1, "10.96.0.10:UDP/53"),
+        ("pod kube/d ip=10.0.0.4 app=dns", 0, "10.96.0.10:UDP/53"),
+        ("own 10.96.0.10", 1, "10.96.0.10:UDP/53=10.0.0.4:53"),
+        ("-pod kube/d", 1, "10.96.0.10:UDP/53"),
+    ] {
+        apply(&mut index, line);
+        assert_eq!((fronts(&index), told(&mut index)), (expected.to_owned(), count), "{line}");
+    }
+}
+
+/// Services are swept as everything else is, and nothing waits for them.
+#[test]
+fn a_list_of_services_is_not_needed() {
+    let mut index = index("service a/s ip=10.96.0.1 port=TCP/80/0/80");
+    apply(&mut index, "relisted Namespace\nrelisted Pod\nrelisted NetworkPolicy\nrelisted Node");
+    assert_eq!((index.complete(), index.services_complete()), (true, false));
+    apply(&mut index, "relist Service\nservice a/t ip=10.96.0.2 port=TCP/80/0/80\nrelisted Service");
+    assert_eq!((fronts(&index).as_str(), index.services_complete()), ("10.96.0.2:TCP/80", true));
+}

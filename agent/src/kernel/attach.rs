@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::Ebpf;
@@ -12,7 +13,7 @@ use aya::util::KernelVersion;
 use super::filters::{self, Place};
 use super::pins::PinDir;
 use super::qdisc::{TC_H_EGRESS, TC_H_INGRESS};
-use super::{FROM_POD, TO_POD, program_mut};
+use super::{EXIT_LINK, EXIT_RAW, FROM_POD, TO_POD, program_mut};
 
 /// How programs are attached (`--attach`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,8 @@ pub(super) fn attach(
 ) -> anyhow::Result<()> {
     let mut result = Ok(());
     for (name, place) in PLACES.into_iter().rev() {
-        let attached = attach_one(program_mut(ebpf, name)?, pins, mode, ifindex, interface, (name, place));
+        let pin = pins.link(ifindex, name);
+        let attached = attach_one(program_mut(ebpf, name)?, (pins, &pin), mode, (ifindex, interface), (name, place));
         if let Err(error) = attached.with_context(|| format!("attaching {name} to {interface}")) {
             result = match result {
                 Ok(()) => Err(error),
@@ -68,16 +70,16 @@ pub(super) fn attach(
     result
 }
 
-fn attach_one(
+/// Puts a program on an interface, or replaces what an earlier agent put there; a link of TCX goes to `pin`.
+pub(super) fn attach_one(
     program: &mut SchedClassifier,
-    pins: &PinDir,
+    (pins, pin): (&PinDir, &Path),
     mode: AttachMode,
-    ifindex: u32,
-    interface: &str,
+    (ifindex, interface): (u32, &str),
     place: (&str, TcAttachType),
 ) -> anyhow::Result<()> {
     match mode {
-        AttachMode::Tcx | AttachMode::Auto => attach_tcx(program, pins, ifindex, interface, place),
+        AttachMode::Tcx | AttachMode::Auto => attach_tcx(program, pin, interface, place.1),
         AttachMode::Clsact => attach_clsact(program, pins, ifindex, interface, place),
     }
 }
@@ -93,36 +95,42 @@ pub enum Standing {
 
 pub(super) fn standing(ebpf: &mut Ebpf, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<Standing> {
     let mut standing = Standing::First;
-    for (name, place) in PLACES {
-        let ours = program_mut(ebpf, name)?.info()?.id();
-        let all: Vec<(Option<u32>, String)> = match mode {
-            AttachMode::Tcx | AttachMode::Auto => {
-                let programs = SchedClassifier::query_tcx(interface, place)?.1;
-                programs.iter().map(|it| (Some(it.id()), it.name_as_str().unwrap_or_default().to_owned())).collect()
-            }
-            AttachMode::Clsact => {
-                let filters = filters::list(ifindex, parent(place))?;
-                filters.into_iter().map(|filter| (filter.program, filter.title())).collect()
-            }
-        };
-        match all.iter().position(|(program, _)| *program == Some(ours)) {
-            None => return Ok(Standing::Missing),
-            Some(0) => {}
-            Some(_) => standing = Standing::Behind(all[0].1.clone()),
+    for place in PLACES {
+        match standing_of(ebpf, mode, (ifindex, interface), place)? {
+            Standing::First => {}
+            Standing::Missing => return Ok(Standing::Missing),
+            behind @ Standing::Behind(_) => standing = behind,
         }
     }
     Ok(standing)
 }
 
-fn attach_tcx(
-    program: &mut SchedClassifier,
-    pins: &PinDir,
-    ifindex: u32,
-    interface: &str,
+pub(super) fn standing_of(
+    ebpf: &mut Ebpf,
+    mode: AttachMode,
+    (ifindex, interface): (u32, &str),
     (name, place): (&str, TcAttachType),
-) -> anyhow::Result<()> {
-    let pin = pins.link(ifindex, name);
-    match PinnedLink::from_pin(&pin) {
+) -> anyhow::Result<Standing> {
+    let ours = program_mut(ebpf, name)?.info()?.id();
+    let all: Vec<(Option<u32>, String)> = match mode {
+        AttachMode::Tcx | AttachMode::Auto => {
+            let programs = SchedClassifier::query_tcx(interface, place)?.1;
+            programs.iter().map(|it| (Some(it.id()), it.name_as_str().unwrap_or_default().to_owned())).collect()
+        }
+        AttachMode::Clsact => {
+            let filters = filters::list(ifindex, parent(place))?;
+            filters.into_iter().map(|filter| (filter.program, filter.title())).collect()
+        }
+    };
+    Ok(match all.iter().position(|(program, _)| *program == Some(ours)) {
+        None => Standing::Missing,
+        Some(0) => Standing::First,
+        Some(_) => Standing::Behind(all[0].1.clone()),
+    })
+}
+
+fn attach_tcx(program: &mut SchedClassifier, pin: &Path, interface: &str, place: TcAttachType) -> anyhow::Result<()> {
+    match PinnedLink::from_pin(pin) {
         Ok(old) => {
             let link: SchedClassifierLink = FdLink::from(old).try_into()?;
             match program.attach_to_link(link) {
@@ -134,14 +142,14 @@ fn attach_tcx(
                 // The interface has gone, and its index has come again (ENOLINK: the link is severed).
                 Err(error) => tracing::debug!(%error, interface, "link of an earlier interface"),
             }
-            fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;
+            fs::remove_file(pin).with_context(|| format!("removing {}", pin.display()))?;
         }
         Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("opening {}", pin.display())),
     }
     let id = program.attach_with_options(interface, place, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
     let link: FdLink = program.take_link(id)?.try_into()?;
-    link.pin(&pin).with_context(|| format!("pinning {}", pin.display()))?;
+    link.pin(pin).with_context(|| format!("pinning {}", pin.display()))?;
     Ok(())
 }
 
@@ -185,22 +193,30 @@ const fn parent(place: TcAttachType) -> u32 {
 }
 
 pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<()> {
+    for (name, place) in PLACES {
+        detach_one(&pins.link(ifindex, name), mode, interface, (name, place))?;
+    }
+    if mode == AttachMode::Clsact {
+        pins.forget_qdisc(ifindex);
+    }
+    Ok(())
+}
+
+pub(super) fn detach_one(
+    pin: &Path,
+    mode: AttachMode,
+    interface: &str,
+    place: (&str, TcAttachType),
+) -> anyhow::Result<()> {
     match mode {
-        AttachMode::Tcx | AttachMode::Auto => {
-            for (name, _) in PLACES {
-                let pin = pins.link(ifindex, name);
-                match fs::remove_file(&pin) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(error).with_context(|| format!("removing {}", pin.display()));
-                    }
-                    _ => {}
-                }
+        AttachMode::Tcx | AttachMode::Auto => match fs::remove_file(pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", pin.display()))
             }
-            Ok(())
-        }
+            _ => Ok(()),
+        },
         AttachMode::Clsact => {
-            pins.forget_qdisc(ifindex);
-            detach_clsact(interface);
+            take_off(interface, place);
             Ok(())
         }
     }
@@ -208,10 +224,13 @@ pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32, interface: &
 
 /// Takes our filters off an interface, if they are there.
 pub fn detach_clsact(interface: &str) {
-    for (name, place) in PLACES {
-        match tc::qdisc_detach_program(interface, place, name) {
-            Ok(()) => {}
-            Err(error) => tracing::debug!(%error, interface, name, "no filter to take off"),
-        }
+    let exits = [EXIT_LINK, EXIT_RAW].map(|name| (name, TcAttachType::Egress));
+    PLACES.into_iter().chain(exits).for_each(|place| take_off(interface, place));
+}
+
+fn take_off(interface: &str, (name, place): (&str, TcAttachType)) {
+    match tc::qdisc_detach_program(interface, place, name) {
+        Ok(()) => {}
+        Err(error) => tracing::debug!(%error, interface, name, "no filter to take off"),
     }
 }

@@ -51,8 +51,17 @@ impl ConfigCell {
 
     /// Everything but the epoch.
     pub fn store_settings(&self, settings: &Config) {
-        let Config { epoch: _, keep_existing, inserts_safe, pressure_until, midstream_budget, events_budget } =
-            *settings;
+        let Config {
+            epoch: _,
+            keep_existing,
+            inserts_safe,
+            pressure_until,
+            midstream_budget,
+            events_budget,
+            exits_missing,
+            pad: _,
+        } = *settings;
+        self.store_exits_missing(exits_missing != 0);
         let config = self.config.as_ptr();
         // SAFETY: places in the mapping.
         unsafe {
@@ -61,6 +70,19 @@ impl ConfigCell {
             self.word(&raw mut (*config).events_budget).store(events_budget, Ordering::SeqCst);
         }
         self.store_pressure(inserts_safe, pressure_until);
+    }
+
+    /// See [`Config::exits_missing`].
+    pub fn exits_missing(&self) -> bool {
+        // SAFETY: a place in the mapping.
+        self.word(unsafe { &raw mut (*self.config.as_ptr()).exits_missing }).load(Ordering::SeqCst) != 0
+    }
+
+    /// See [`Config::exits_missing`].
+    pub fn store_exits_missing(&self, missing: bool) {
+        // SAFETY: a place in the mapping.
+        let word = self.word(unsafe { &raw mut (*self.config.as_ptr()).exits_missing });
+        word.store(u32::from(missing), Ordering::SeqCst);
     }
 
     /// [`Config::inserts_safe`] and [`Config::pressure_until`].

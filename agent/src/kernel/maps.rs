@@ -12,8 +12,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Reason;
 use palisade_common::layout::{
-    Address, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey, RuleValue,
-    Versioned,
+    Address, Backends, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey,
+    RuleValue, ServiceKey, Versioned,
 };
 
 use super::batch::Entries;
@@ -48,6 +48,9 @@ pub struct Maps {
     cidr_v6: Trie<Address, Versioned>,
     rules: Hash<RuleKey, RuleValue>,
     ports: Trie<PortKey, PortValue>,
+    services: Hash<ServiceKey, Versioned>,
+    backends: Hash<u32, Backends>,
+    stamps: Array<MapData, u32>,
     flows: Hash<FlowKey, FlowValue>,
     all_flows: Entries<Plain<FlowKey>, Plain<FlowValue>>,
     counters: PerCpuArray<MapData, u64>,
@@ -98,6 +101,9 @@ impl Maps {
             cidr_v6: map("CLASS_CIDR_V6")?.try_into()?,
             rules: map("RULES")?.try_into()?,
             ports: map("PORTS")?.try_into()?,
+            services: map("SERVICES")?.try_into()?,
+            backends: map("BACKENDS")?.try_into()?,
+            stamps: map("STAMPS")?.try_into()?,
             flows: flows.try_into()?,
             all_flows,
             counters: map("COUNTERS")?.try_into()?,
@@ -116,6 +122,9 @@ impl Maps {
             Write::CidrV4(prefix, value) => put_prefix(&mut self.cidr_v4, key_v4(prefix), value),
             Write::CidrV6(prefix, value) => put_prefix(&mut self.cidr_v6, key_v6(prefix), value),
             Write::Endpoint(ifindex, value) => put(&mut self.endpoints, ifindex, value),
+            Write::Service(key, value) => put(&mut self.services, key, value),
+            Write::Backends(row, value) => put(&mut self.backends, row, value),
+            Write::Stamp(stamp, ifindex) => self.stamps.set(stamp, ifindex, 0),
             Write::Epoch(epoch) => {
                 self.config.store_epoch(epoch);
                 Ok(())
@@ -200,6 +209,8 @@ impl Maps {
             cidr_v6: prefixes(&self.cidr_v6, |length, data| net_v6(length, data.0))?,
             rules: entries(&self.rules)?,
             ports: prefixes(&self.ports, |length, data| Ok((data.0, length)))?,
+            services: entries(&self.services)?,
+            backends: entries(&self.backends)?,
         };
         Ok(Found { epoch: self.config.epoch(), records, tables })
     }

@@ -7,6 +7,7 @@ mod adopt;
 mod attach;
 mod batch;
 mod config_cell;
+mod exits;
 mod filters;
 mod flows;
 mod link;
@@ -14,9 +15,11 @@ mod maps;
 mod pins;
 mod qdisc;
 mod sizes;
+mod stamp_mask;
 mod syscall;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use aya::maps::MapInfo;
@@ -29,15 +32,22 @@ pub use flows::FlowWatch;
 pub use maps::{Maps, Snapshot};
 pub use pins::{PinDir, abandoned, is_in_use, maps_folder, remove_all as remove_pins};
 pub use sizes::{OtherSize, Sizes};
+pub use stamp_mask::StampMask;
 
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
 
 include!(concat!(env!("OUT_DIR"), "/ebpf_object.rs"));
 
-/// Names of the two programs in the object.
+/// Names of the two programs of a pod's interface in the object.
 pub const FROM_POD: &str = "from_pod";
 pub const TO_POD: &str = "to_pod";
+/// Names of those where marked packets end up.
+pub const EXIT_LINK: &str = "exit_link";
+pub const EXIT_RAW: &str = "exit_raw";
+pub const DELIVER: &str = "deliver";
+/// All that are attached somewhere.
+const PROGRAMS: [&str; 5] = [FROM_POD, TO_POD, EXIT_LINK, DELIVER, EXIT_RAW];
 
 /// Settings of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +59,19 @@ pub struct Settings {
     pub events_budget: u32,
     /// The programs log oddities (aya-log, debug level).
     pub debug_programs: bool,
+    /// Bits of `skb->mark` that say which pod opened a packet's flow.
+    pub stamp_mask: StampMask,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { keep_existing: false, midstream_budget: 256, events_budget: 1000, debug_programs: false }
+        Self {
+            keep_existing: false,
+            midstream_budget: 256,
+            events_budget: 1000,
+            debug_programs: false,
+            stamp_mask: StampMask::default(),
+        }
     }
 }
 
@@ -102,6 +120,9 @@ impl Kernel {
             pressure_until,
             midstream_budget: settings.midstream_budget,
             events_budget: settings.events_budget,
+            // Until an agent has attached what is needed; what an earlier one has attached is still there.
+            exits_missing: u32::from(installed.is_new() || maps.config.exits_missing()),
+            pad: 0,
         };
         maps.config.store_settings(&config);
         let mode = mode.resolve()?;
@@ -219,6 +240,39 @@ impl Kernel {
         self.pins.interfaces()
     }
 
+    /// Puts the program on a device by which packets leave the node.
+    pub fn attach_exit(&mut self, ifindex: u32, interface: &str, has_link_header: bool) -> anyhow::Result<()> {
+        exits::attach(&mut self.ebpf, (&self.pins, self.mode), ifindex, interface, has_link_header)
+    }
+
+    pub fn exit_standing(&mut self, ifindex: u32, interface: &str, has_link_header: bool) -> anyhow::Result<Standing> {
+        exits::standing(&mut self.ebpf, self.mode, ifindex, interface, has_link_header)
+    }
+
+    pub fn detach_exit(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
+        exits::detach(&self.pins, self.mode, ifindex, interface)
+    }
+
+    /// Devices that an agent has put programs on, whatever has become of them.
+    pub fn exits(&self) -> anyhow::Result<Vec<u32>> {
+        self.pins.exits()
+    }
+
+    /// Puts the program before the sockets of a cgroup.
+    pub fn attach_deliver(&mut self, cgroup: &Path) -> anyhow::Result<()> {
+        exits::attach_deliver(&mut self.ebpf, &self.pins, cgroup)
+    }
+
+    /// Whether Service traffic can be judged wherever it may end up. A change is told to the programs at once, and every flow is judged anew.
+    pub fn set_exits_missing(&mut self, missing: bool) -> anyhow::Result<()> {
+        if self.maps.config.exits_missing() == missing {
+            return Ok(());
+        }
+        self.maps.config.store_exits_missing(missing);
+        let write = self.installed.raise_epoch();
+        self.maps.write(&write)
+    }
+
     pub fn program_mut(&mut self, name: &str) -> anyhow::Result<&mut SchedClassifier> {
         program_mut(&mut self.ebpf, name)
     }
@@ -232,7 +286,12 @@ fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Sch
 fn load(pins: &PinDir, sizes: Sizes, held: &BTreeMap<&str, u32>, settings: Settings) -> anyhow::Result<Ebpf> {
     let level: u8 = if settings.debug_programs { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VerifierLogLevel::default()).override_global("AYA_LOG_LEVEL", &level, false);
+    let (mask, shift) = (settings.stamp_mask.bits(), settings.stamp_mask.shift());
+    loader
+        .verifier_log_level(VerifierLogLevel::default())
+        .override_global("AYA_LOG_LEVEL", &level, false)
+        .override_global("STAMP_MASK", &mask, true)
+        .override_global("STAMP_SHIFT", &shift, true);
     for (name, _) in sizes::pinned(sizes) {
         loader.map_pin_path(name, pins.map(name));
         if let Some(size) = held.get(name) {
@@ -242,7 +301,7 @@ fn load(pins: &PinDir, sizes: Sizes, held: &BTreeMap<&str, u32>, settings: Setti
     let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
     // Most of the time goes into their verification, which the kernel does on the thread that asks.
     std::thread::scope(|scope| {
-        let wanted = ebpf.programs_mut().filter(|(name, _)| [FROM_POD, TO_POD].contains(name));
+        let wanted = ebpf.programs_mut().filter(|(name, _)| PROGRAMS.contains(name));
         let threads: Vec<_> = wanted.map(|(name, program)| scope.spawn(move || load_program(name, program))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("loading does not panic"))
     })?;
@@ -266,6 +325,10 @@ fn held(pins: &PinDir, sizes: Sizes) -> anyhow::Result<BTreeMap<&'static str, u3
 }
 
 fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {
-    let program: &mut SchedClassifier = program.try_into()?;
-    program.load().with_context(|| format!("loading program {name}"))
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        other => bail!("program {name} is of type {:?}", other.prog_type()),
+    };
+    loaded.with_context(|| format!("loading program {name}"))
 }

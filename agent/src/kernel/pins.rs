@@ -17,6 +17,9 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Has an empty folder, as a bpffs takes no files, for each interface that was given its clsact qdisc by us: named by its index.
 const QDISCS: &str = "clsact";
 
+/// Links of the programs where packets leave, apart from those of pods' interfaces.
+const EXITS: &str = "exits";
+
 /// A folder on a bpffs, locked for this process.
 #[derive(Debug)]
 pub struct PinDir {
@@ -33,7 +36,7 @@ impl PinDir {
     pub fn open(root: &Path) -> anyhow::Result<Self> {
         mount_if_needed(root)?;
         let current = root.join(version_name());
-        for folder in ["maps", "links", QDISCS].map(|folder| current.join(folder)) {
+        for folder in ["maps", "links", EXITS, QDISCS].map(|folder| current.join(folder)) {
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
         let Some(lock) = lock_alone(root)? else {
@@ -56,6 +59,30 @@ impl PinDir {
 
     pub fn link(&self, ifindex: u32, program: &str) -> PathBuf {
         self.current().join("links").join(format!("{ifindex}-{program}"))
+    }
+
+    /// Of a device by which packets leave the node.
+    pub fn exit(&self, ifindex: u32, program: &str) -> PathBuf {
+        self.current().join(EXITS).join(format!("{ifindex}-{program}"))
+    }
+
+    /// Of the program before the node's sockets.
+    pub fn deliver(&self) -> PathBuf {
+        self.current().join(EXITS).join("deliver")
+    }
+
+    /// Where its link is until it takes the other's place.
+    pub fn new_deliver(&self) -> PathBuf {
+        self.current().join(EXITS).join("deliver-new")
+    }
+
+    /// Devices that have a link pinned, whatever has become of them.
+    pub fn exits(&self) -> anyhow::Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.current().join(EXITS))? {
+            found.extend(ifindex_of(&entry?.path()));
+        }
+        Ok(found)
     }
 
     fn qdisc(&self, ifindex: u32) -> PathBuf {
@@ -161,10 +188,12 @@ pub fn remove_all(folder: &Abandoned) -> anyhow::Result<()> {
         if !version.is_dir() || !is_version(&version) {
             continue;
         }
-        remove_folder(&version.join("links"), |pin| {
-            link::detach(pin).with_context(|| format!("detaching {}", pin.display()))?;
-            Ok(fs::remove_file(pin)?)
-        })?;
+        for folder in ["links", EXITS] {
+            remove_folder(&version.join(folder), |pin| {
+                link::detach(pin).with_context(|| format!("detaching {}", pin.display()))?;
+                Ok(fs::remove_file(pin)?)
+            })?;
+        }
         remove_folder(&version.join(QDISCS), |folder| {
             if let Some(ifindex) = ifindex_of(folder) {
                 qdisc::remove_if_empty(ifindex).with_context(|| format!("the clsact qdisc of interface {ifindex}"))?;

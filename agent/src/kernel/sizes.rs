@@ -12,6 +12,7 @@ pub struct Sizes {
     pub prefixes: u32,
     pub rules: u32,
     pub ports: u32,
+    pub services: u32,
     pub flows: u32,
     pub fragments: u32,
 }
@@ -28,7 +29,7 @@ pub struct OtherSize {
 /// Maps that the next agent takes over, and how many entries those hold whose size is a flag of the agent. Tables of policy take a whole
 /// new content beside the old, as a change writes what is new before the old goes.
 pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
-    let Sizes { endpoints, exact, prefixes, rules, ports, flows, fragments } = sizes;
+    let Sizes { endpoints, exact, prefixes, rules, ports, services, flows, fragments } = sizes;
     let twice = |size: u32| Some(size.saturating_mul(2));
     vec![
         ("CONFIG", None),
@@ -42,6 +43,9 @@ pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
         ("CLASS_CIDR_V6", twice(prefixes)),
         ("RULES", twice(rules)),
         ("PORTS", twice(ports)),
+        ("SERVICES", twice(services)),
+        ("BACKENDS", None),
+        ("STAMPS", None),
         ("FLOWS", Some(flows)),
         ("FRAGMENTS", Some(fragments)),
         ("COUNTERS", None),
@@ -53,7 +57,8 @@ pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
 
 impl Default for Sizes {
     fn default() -> Self {
-        let Limits { endpoints_max, exact_max, prefixes_max, rules_max, ports_max } = Limits::default();
+        let Limits { endpoints_max, exact_max, prefixes_max, rules_max, ports_max, services_max, stamps_max: _ } =
+            Limits::default();
         let size = |limit: usize| u32::try_from(limit).expect("the defaults are small");
         Self {
             endpoints: size(endpoints_max),
@@ -61,6 +66,7 @@ impl Default for Sizes {
             prefixes: size(prefixes_max),
             rules: size(rules_max),
             ports: size(ports_max),
+            services: size(services_max),
             flows: 131_072,
             fragments: 8_192,
         }
@@ -76,6 +82,8 @@ impl Sizes {
             prefixes_max: self.prefixes as usize,
             rules_max: self.rules as usize,
             ports_max: self.ports as usize,
+            services_max: self.services as usize,
+            ..Limits::default()
         }
     }
 
@@ -87,6 +95,7 @@ impl Sizes {
             "CLASS_CIDR_V4" | "CLASS_CIDR_V6" => Some(self.prefixes),
             "RULES" => Some(self.rules),
             "PORTS" => Some(self.ports),
+            "SERVICES" => Some(self.services),
             _ => None,
         }
     }
@@ -100,6 +109,7 @@ impl Sizes {
             prefixes: self.prefixes.min(half("CLASS_CIDR_V4")).min(half("CLASS_CIDR_V6")),
             rules: self.rules.min(half("RULES")),
             ports: self.ports.min(half("PORTS")),
+            services: self.services.min(half("SERVICES")),
             flows: holds("FLOWS"),
             fragments: holds("FRAGMENTS"),
         }
@@ -134,8 +144,9 @@ mod tests {
 
     #[test]
     fn a_change_of_everything_fits_beside_what_it_replaces() {
-        let sizes = Sizes { endpoints: 3, exact: 4, prefixes: 5, rules: 6, ports: 7, flows: 8, fragments: 9 };
-        let Limits { endpoints_max, exact_max, prefixes_max, rules_max, ports_max } = sizes.limits();
+        let sizes =
+            Sizes { endpoints: 3, exact: 4, prefixes: 5, rules: 6, ports: 7, services: 10, flows: 8, fragments: 9 };
+        let Limits { endpoints_max, exact_max, prefixes_max, rules_max, ports_max, services_max, .. } = sizes.limits();
         let maps = [
             ("ENDPOINTS", endpoints_max),
             ("RECORDS", endpoints_max),
@@ -145,6 +156,7 @@ mod tests {
             ("CLASS_CIDR_V6", prefixes_max),
             ("RULES", rules_max),
             ("PORTS", ports_max),
+            ("SERVICES", services_max),
         ];
         for (map, limit) in maps {
             assert!(holds(sizes)(map) as usize >= 2 * limit, "{map}");

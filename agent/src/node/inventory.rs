@@ -4,6 +4,8 @@
 //! not depend on the order in which things were learned, with two exceptions on purpose: a veth that was once found to be a
 //! pod's stays one while it exists (a pod that takes its address off must not become nobody's), and `older`.
 
+mod devices;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +29,11 @@ pub struct Link {
     pub peer: Option<u32>,
     /// Namespace of the other end; `None`: the node's own.
     pub netns_id: Option<i32>,
+    /// IFF_UP.
+    pub is_up: bool,
+    pub is_loopback: bool,
+    /// ARPHRD_ETHER.
+    pub has_link_header: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +80,8 @@ pub enum Event {
     /// The files there are; all others are gone.
     ResultFiles(BTreeSet<Arc<str>>),
     PodCidrs(Vec<IpNet>),
+    /// All addresses on interfaces of the node, by interface.
+    Own(BTreeSet<(u32, IpAddr)>),
 }
 
 #[derive(Debug)]
@@ -88,6 +97,7 @@ pub struct Inventory {
     /// Veths to ask about.
     questions: BTreeSet<u32>,
     started: bool,
+    own: BTreeSet<(u32, IpAddr)>,
     reported: BTreeMap<u32, Veth>,
     /// Reported veths that are gone; their index may be another's already.
     gone: BTreeSet<u32>,
@@ -113,6 +123,7 @@ impl Inventory {
             named: BTreeMap::new(),
             questions: BTreeSet::new(),
             started: false,
+            own: BTreeSet::new(),
             reported: BTreeMap::new(),
             gone: BTreeSet::new(),
         }
@@ -135,6 +146,7 @@ impl Inventory {
                 gone.iter().for_each(|file| self.result_gone(file));
             }
             Event::PodCidrs(cidrs) => self.pod_cidrs = cidrs,
+            Event::Own(addresses) => self.own = addresses,
         }
     }
 

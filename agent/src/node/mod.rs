@@ -1,9 +1,11 @@
-//! Finds the pods' veths on this node: rtnetlink, and the results that libcni caches.
+//! Finds the pods' veths on this node, and the devices by which packets leave it: rtnetlink, and the results that libcni caches.
 //!
 //! Runs in the network namespace in which it is started and enters no other: the pods' sides are read by namespace id.
 //! [`inventory`] decides what follows; this file only carries events to it. Called by `run`.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -14,7 +16,7 @@ use self::inventory::{Event, Inventory, Link, PodSide};
 use self::netlink::{AddressFamily, Body};
 use self::results::{Folder, Turn};
 use self::socket::{Received, Socket};
-use crate::facts::VethChange;
+use crate::facts::{Device, NodeChange};
 
 pub mod cni;
 pub mod inventory;
@@ -37,12 +39,12 @@ pub struct NodeConfig {
 
 /// Tells of every veth that is, or may be, a pod's, until the receiver goes.
 ///
-/// The first batch is sent even if it is empty: it is everything that is there, with all that can be known of it. From then
+/// The first batch is everything that is there, with all that can be known of it, devices and addresses included. From then
 /// on a new veth is told at once, and what is found out about it later. A veth may be told of that is gone by then.
-pub async fn watch(config: NodeConfig, changes: mpsc::Sender<Vec<VethChange>>) -> anyhow::Result<()> {
+pub async fn watch(config: NodeConfig, changes: mpsc::Sender<Vec<NodeChange>>) -> anyhow::Result<()> {
     let mut watch = Watch::open(config)?;
     watch.start().await?;
-    let first = watch.inventory.changes();
+    let first = watch.changes();
     let mut open = changes.send(first).await.is_ok();
     while open {
         tokio::select! {
@@ -50,7 +52,7 @@ pub async fn watch(config: NodeConfig, changes: mpsc::Sender<Vec<VethChange>>) -
             () = changes.closed() => break,
             turn = watch.turn() => turn?,
         }
-        let batch = watch.inventory.changes();
+        let batch = watch.changes();
         if !batch.is_empty() {
             open = changes.send(batch).await.is_ok();
         }
@@ -68,6 +70,8 @@ struct Watch {
     pod_cidrs: value::Receiver<Vec<IpNet>>,
     /// Its sender is there.
     pod_cidrs_open: bool,
+    told_devices: Option<Vec<Device>>,
+    told_addresses: Option<BTreeSet<IpAddr>>,
     /// Said once that the pods' namespaces may not be asked.
     refusal_told: bool,
 }
@@ -92,8 +96,25 @@ impl Watch {
             results: Folder::watch(cni_cache_dir.join("results"))?,
             pod_cidrs,
             pod_cidrs_open: true,
+            told_devices: None,
+            told_addresses: None,
             refusal_told: false,
         })
+    }
+
+    /// What is different from what was told before. Pods' interfaces first, as they are then no longer among the devices.
+    fn changes(&mut self) -> Vec<NodeChange> {
+        let mut changes: Vec<_> = self.inventory.changes().into_iter().map(NodeChange::Veth).collect();
+        let (devices, addresses) = (self.inventory.devices(), self.inventory.own_addresses());
+        if self.told_devices.as_ref() != Some(&devices) {
+            self.told_devices = Some(devices.clone());
+            changes.push(NodeChange::Devices(devices));
+        }
+        if self.told_addresses.as_ref() != Some(&addresses) {
+            self.told_addresses = Some(addresses.clone());
+            changes.push(NodeChange::Addresses(addresses));
+        }
+        changes
     }
 
     /// Everything that can be known now.
@@ -104,6 +125,7 @@ impl Watch {
             self.inventory.apply(event);
         }
         self.list_links().await?;
+        self.list_addresses().await?;
         while self.inventory.has_question() {
             self.ask().await?;
         }
@@ -135,7 +157,7 @@ impl Watch {
 
     async fn take_links(&mut self, first: io::Result<Received>) -> anyhow::Result<()> {
         let mut next = Some(first);
-        let mut taken = 0;
+        let (mut taken, mut readdressed) = (0, false);
         while let Some(received) = next {
             let lost = match received {
                 Ok(Received { messages, netns_id: _ }) => {
@@ -145,7 +167,8 @@ impl Watch {
                             Body::Link(link) => self.inventory.apply(Event::Link(link)),
                             Body::LinkGone(index) => self.inventory.apply(Event::LinkGone(index)),
                             Body::Overrun => lost = true,
-                            Body::Address { .. } | Body::AddressGone { .. } | Body::End(_) | Body::Other => {}
+                            Body::Address { .. } | Body::AddressGone { .. } => readdressed = true,
+                            Body::End(_) | Body::Other => {}
                         }
                     }
                     lost
@@ -155,10 +178,14 @@ impl Watch {
             };
             if lost {
                 tracing::warn!("link events were lost: listing all links anew");
-                return self.list_links().await;
+                self.list_links().await?;
+                return self.list_addresses().await;
             }
             taken += 1;
             next = if taken < BATCH_MAX { self.links.try_receive() } else { None };
+        }
+        if readdressed {
+            self.list_addresses().await?;
         }
         Ok(())
     }
@@ -208,6 +235,17 @@ impl Watch {
         let bodies = self.questions.ask(netlink::links_request()).await.context("cannot list the links of the node")?;
         let links = bodies.into_iter().filter_map(link_of).collect();
         self.inventory.apply(Event::Links(links));
+        Ok(())
+    }
+
+    async fn list_addresses(&mut self) -> anyhow::Result<()> {
+        let bodies = self.questions.ask(netlink::own_addresses_request()).await;
+        let bodies = bodies.context("cannot list the addresses of the node")?;
+        let address = |body| match body {
+            Body::Address { index, address: Some((address, _)) } => Some((index, address)),
+            _ => None,
+        };
+        self.inventory.apply(Event::Own(bodies.into_iter().filter_map(address).collect()));
         Ok(())
     }
 

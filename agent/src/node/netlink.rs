@@ -98,6 +98,11 @@ pub fn addresses_request(family: AddressFamily, index: u32, netns_id: i32) -> Re
         .attribute(IFA_TARGET_NETNSID, &netns_id.to_ne_bytes())
 }
 
+/// The addresses of all links of the socket's namespace, of both families.
+pub fn own_addresses_request() -> Request {
+    Request::new(libc::RTM_GETADDR, libc::NLM_F_DUMP as u16, &[0; ADDRESS_HEADER])
+}
+
 /// A request but for its sequence number and length.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -164,7 +169,7 @@ fn body(kind: u16, payload: &[u8]) -> Result<Body, DecodeError> {
                 return Ok(Body::Other);
             }
             let index = parse_u32(&header[4..8])?;
-            if kind == RTM_DELLINK { Ok(Body::LinkGone(index)) } else { Ok(Body::Link(link(index, attributes)?)) }
+            if kind == RTM_DELLINK { Ok(Body::LinkGone(index)) } else { Ok(Body::Link(link(header, attributes)?)) }
         }
         RTM_NEWADDR | RTM_DELADDR => {
             let (header, attributes) = split(payload, ADDRESS_HEADER)?;
@@ -188,9 +193,20 @@ fn split(payload: &[u8], header: usize) -> Result<(&[u8], &[u8]), DecodeError> {
     payload.split_at_checked(header).ok_or_else(|| DecodeError::from("a message shorter than its header"))
 }
 
-fn link(index: u32, attributes: &[u8]) -> Result<Link, DecodeError> {
-    let mut link =
-        Link { index, name: "".into(), kind: LinkKind::Other, mac: None, master: None, peer: None, netns_id: None };
+fn link(header: &[u8], attributes: &[u8]) -> Result<Link, DecodeError> {
+    let flags = parse_u32(&header[8..12])?;
+    let mut link = Link {
+        index: parse_u32(&header[4..8])?,
+        name: "".into(),
+        kind: LinkKind::Other,
+        mac: None,
+        master: None,
+        peer: None,
+        netns_id: None,
+        is_up: flags & libc::IFF_UP as u32 != 0,
+        is_loopback: flags & libc::IFF_LOOPBACK as u32 != 0,
+        has_link_header: header[2..4] == libc::ARPHRD_ETHER.to_ne_bytes(),
+    };
     for attribute in NlasIterator::new(attributes) {
         let attribute = attribute?;
         let value = attribute.value();

@@ -40,9 +40,10 @@ impl Socket {
         Self::new(socket, &[])
     }
 
-    /// For the links of this namespace.
+    /// For the links and addresses of this namespace.
     pub fn for_links() -> io::Result<Self> {
-        Self::new(netlink_sys::Socket::new(NETLINK_ROUTE)?, &[libc::RTNLGRP_LINK])
+        let groups = [libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR];
+        Self::new(netlink_sys::Socket::new(NETLINK_ROUTE)?, &groups)
     }
 
     /// For the links and addresses of all namespaces that have an id here. Needs CAP_NET_BROADCAST.

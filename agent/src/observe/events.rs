@@ -32,6 +32,8 @@ pub struct Refused {
     pub source_port: u16,
     pub destination_port: u16,
     pub protocol: Option<u8>,
+    /// Interface index of where it was met, if not at the pod's own interface; [`palisade_common::layout::MET_PROCESS`]: at a process of the node.
+    pub met: Option<u32>,
 }
 
 impl Refused {
@@ -60,6 +62,7 @@ impl Refused {
             source_port: half(48),
             destination_port: half(50),
             protocol: matches!(family, V4 | V6).then_some(protocol),
+            met: Some(word(56)).filter(|met| *met != 0),
         })
     }
 
@@ -177,6 +180,7 @@ mod tests {
             source_port: port,
             destination_port: 80,
             protocol: Some(6),
+            met: None,
         }
     }
 

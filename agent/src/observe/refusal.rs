@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use palisade_common::Hook;
+use palisade_common::layout::MET_PROCESS;
 
 use super::events::{Refused, protocol_name};
 use crate::compile::{Catalog, EndpointEntry};
@@ -23,6 +24,7 @@ pub fn tell(refused: &Refused, more: u64, index: &Index, catalog: &Catalog) {
         protocol = refused.protocol.map(protocol_name),
         source = refused.source.map(|address| end(address, refused.source_port)),
         destination = refused.destination.map(|address| end(address, refused.destination_port)),
+        at = refused.met.map(place_name),
         reason = refused.reason.name(),
         isolated_by = policies,
         more,
@@ -37,6 +39,11 @@ fn pod_name(entry: &EndpointEntry) -> String {
         (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
         _ => format!("interface {}", entry.interface),
     }
+}
+
+/// Where a packet was met that was not refused at the pod's own interface.
+fn place_name(met: u32) -> String {
+    if met == MET_PROCESS { "a process of the node".to_owned() } else { format!("interface {met}") }
 }
 
 fn peer_name(address: IpAddr, index: &Index) -> String {

@@ -1,7 +1,8 @@
 //! `palisade maps`: every table, decoded.
 
 use palisade_common::layout::{
-    CLASS_ASK_CIDR, EndpointRecord, FlowKey, FlowValue, PORTS_ALL, PORTS_NONE, Versioned, endpoint_flag, flow_flag,
+    BACKENDS_FIRST, CLASS_ASK_CIDR, EndpointRecord, FlowKey, FlowValue, PORTS_ALL, PORTS_NONE, ServiceKey, Versioned,
+    endpoint_flag, flow_flag,
 };
 use palisade_common::parse::{V4, V6};
 use serde_json::{Value, json};
@@ -34,6 +35,7 @@ pub fn maps(flags: &ShowFlags) -> anyhow::Result<()> {
         cidrs(&snapshot, &catalog),
         rules(&snapshot, &catalog),
         ports(&snapshot, &catalog),
+        services(&snapshot),
         flows(&snapshot),
         counters(&snapshot),
     ];
@@ -76,13 +78,17 @@ fn text(value: &Value) -> String {
 }
 
 fn config(snapshot: &Snapshot) -> Shown {
-    let config = &snapshot.config;
+    let (config, stats) = (&snapshot.config, &snapshot.flow_stats);
     let rows = vec![
         vec![json!("epoch"), json!(config.epoch)],
         vec![json!("existing flows"), json!(if config.keep_existing == 0 { "cut" } else { "keep" })],
         vec![json!("mid-stream budget (per pod and second)"), json!(config.midstream_budget)],
         vec![json!("events budget (per CPU and second)"), json!(config.events_budget)],
-        vec![json!("flow insertions"), json!(snapshot.flow_stats.inserts)],
+        vec![json!("exits"), json!(if config.exits_missing == 0 { "complete" } else { "missing" })],
+        vec![json!("flow insertions"), json!(stats.inserts)],
+        vec![json!("flows to Services that were answered"), json!(stats.service_answered)],
+        vec![json!("flows judged where they ended up"), json!(stats.service_judged)],
+        vec![json!("the node's own packets with marks of the stamp's"), json!(stats.foreign_marks)],
     ];
     Shown { name: "CONFIG", columns: &["NAME", "VALUE"], rows }
 }
@@ -102,6 +108,7 @@ fn endpoints(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
             json!(name),
             json!(index.at(epoch)),
             json!(record.number),
+            json!((record.stamp != 0).then_some(record.stamp)),
             json!(record.generation),
             json!(flag_names(record.flags)),
             json!(record.ingress.table),
@@ -118,6 +125,7 @@ fn endpoints(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
             "POD",
             "RECORD",
             "NUMBER",
+            "STAMP",
             "GENERATION",
             "FLAGS",
             "INGRESS TABLE",
@@ -238,6 +246,23 @@ fn ports(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     Shown { name: "PORTS", columns: &["SET", "PROTOCOL", "PORTS", "RULE"], rows }
 }
 
+fn services(snapshot: &Snapshot) -> Shown {
+    let epoch = snapshot.config.epoch;
+    let row = |(key, value): (&ServiceKey, &Versioned)| -> Vec<Value> {
+        let ServiceKey { address, port, protocol, family } = *key;
+        let any = address == Address::ZERO;
+        let shown = if any { format!("any IPv{family}:{port}") } else { end(family, &address, port) };
+        let row = snapshot.found.tables.backends.get(&value.at(epoch)).filter(|_| value.at(epoch) >= BACKENDS_FIRST);
+        let backends = row.map(|row| {
+            let ends = row.addresses.iter().zip(row.ports).take(row.count as usize);
+            ends.map(|(address, port)| end(family, address, port)).collect::<Vec<_>>()
+        });
+        vec![json!(protocol_name(protocol)), json!(shown), json!(backends)]
+    };
+    let rows = snapshot.found.tables.services.iter().map(row).collect();
+    Shown { name: "SERVICES", columns: &["PROTOCOL", "DESTINATION", "STANDING FOR IT ON THE NODE"], rows }
+}
+
 fn flows(snapshot: &Snapshot) -> Shown {
     let row = |(key, value): (&FlowKey, &FlowValue)| -> Vec<Value> {
         let low = end(key.family, &key.low, key.low_port);
@@ -274,6 +299,9 @@ fn flow_flags(flags: u32) -> Vec<&'static str> {
         (flow_flag::RESET, flow_flag::RESET, "reset"),
         (flow_flag::RESET_SEEN, flow_flag::RESET_SEEN, "reset-seen"),
         (flow_flag::UNCONFIRMED, flow_flag::UNCONFIRMED, "unconfirmed"),
+        (flow_flag::DEFERRED, flow_flag::DEFERRED, "to-service"),
+        (flow_flag::DEFERRED << 1, flow_flag::DEFERRED << 1, "to-service"),
+        (flow_flag::LEAVING, flow_flag::LEAVING, "leaving"),
     ]
     .into_iter()
     .filter(|(mask, value, _)| flags & mask == *value)

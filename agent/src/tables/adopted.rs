@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use palisade_common::layout::{CLASS_ASK_CIDR, EndpointRecord, PortValue, RuleValue, Versioned};
+use palisade_common::layout::{
+    Backends, CLASS_ASK_CIDR, EndpointRecord, PortValue, RuleValue, SERVICE_NONE, Versioned,
+};
 
 use super::plan::Write;
 use super::{ByTable, Tables};
@@ -14,7 +16,7 @@ use super::{ByTable, Tables};
 pub struct Found {
     pub epoch: u32,
     pub records: BTreeMap<u32, EndpointRecord>,
-    pub tables: ByTable<Versioned, Versioned, RuleValue, PortValue>,
+    pub tables: ByTable<Versioned, Versioned, RuleValue, PortValue, Backends>,
 }
 
 /// What is in force in them, and the writes after which nothing waits for an epoch to come.
@@ -32,7 +34,7 @@ pub struct Adopted {
 pub fn adopted(found: Found) -> Adopted {
     let Found { epoch, records: found_records, tables: found } = found;
     let mut writes = Vec::new();
-    let mut tables = Tables { rules: found.rules, ports: found.ports, ..Tables::default() };
+    let mut tables = Tables { rules: found.rules, ports: found.ports, backends: found.backends, ..Tables::default() };
     let mut records = BTreeMap::new();
     for (ifindex, value) in found.endpoints {
         let index = value.at(epoch);
@@ -44,30 +46,33 @@ pub fn adopted(found: Found) -> Adopted {
             records.insert(ifindex, index);
         }
     }
-    tables.exact_v4 = classes(found.exact_v4, epoch, &mut writes, Write::ExactV4);
-    tables.exact_v6 = classes(found.exact_v6, epoch, &mut writes, Write::ExactV6);
-    tables.cidr_v4 = classes(found.cidr_v4, epoch, &mut writes, Write::CidrV4);
-    tables.cidr_v6 = classes(found.cidr_v6, epoch, &mut writes, Write::CidrV6);
+    tables.exact_v4 = numbers(found.exact_v4, epoch, CLASS_ASK_CIDR, &mut writes, Write::ExactV4);
+    tables.exact_v6 = numbers(found.exact_v6, epoch, CLASS_ASK_CIDR, &mut writes, Write::ExactV6);
+    tables.cidr_v4 = numbers(found.cidr_v4, epoch, CLASS_ASK_CIDR, &mut writes, Write::CidrV4);
+    tables.cidr_v6 = numbers(found.cidr_v6, epoch, CLASS_ASK_CIDR, &mut writes, Write::CidrV6);
+    tables.services = numbers(found.services, epoch, SERVICE_NONE, &mut writes, Write::Service);
     // Flows judged by a process that was killed between a change's writes and its epoch are judged again.
     let next = epoch.wrapping_add(1);
     writes.push(Write::Epoch(next));
     Adopted { writes, epoch: next, tables, records }
 }
 
-/// The classes in force. An address that is to ask the trie has none of its own (by now); a prefix never does.
-fn classes<K: Ord + Copy>(
+/// The numbers in force. What gives `none` is as good as not there (by now): an address that is to ask the trie has no class of its own,
+/// a prefix always has one.
+fn numbers<K: Ord + Copy>(
     found: BTreeMap<K, Versioned>,
     epoch: u32,
+    none: u32,
     writes: &mut Vec<Write>,
     write: impl Fn(K, Option<Versioned>) -> Write,
 ) -> BTreeMap<K, u32> {
-    let mut classes = BTreeMap::new();
+    let mut numbers = BTreeMap::new();
     for (key, value) in found {
-        let class = Some(value.at(epoch)).filter(|class| *class != CLASS_ASK_CIDR);
-        writes.extend(repair(value, class.map(Versioned::constant), epoch).map(|value| write(key, value)));
-        classes.extend(class.map(|class| (key, class)));
+        let number = Some(value.at(epoch)).filter(|number| *number != none);
+        writes.extend(repair(value, number.map(Versioned::constant), epoch).map(|value| write(key, value)));
+        numbers.extend(number.map(|number| (key, number)));
     }
-    classes
+    numbers
 }
 
 /// The settled value to write, where the entry is gone by now or waits for an epoch to come.

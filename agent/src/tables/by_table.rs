@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use palisade_common::layout::{Address, EndpointRecord, PortKey, PortValue, RuleKey, RuleValue};
+use palisade_common::layout::{Address, Backends, EndpointRecord, PortKey, PortValue, RuleKey, RuleValue, ServiceKey};
 
 macro_rules! tables {
     ($($(#[$about:meta])* $field:ident: $key:ty => $value:ident, in $map:literal;)+) => {
-        /// Something for each key of each table: of type `E` for an endpoint, `C` for what has a class, `R` for a row of RULES and
-        /// `P` for one of PORTS.
+        /// Something for each key of each table: of type `E` for an endpoint, `C` for what has a class or refers to a row by its number,
+        /// `R` for a row of RULES, `P` for one of PORTS and `B` for one of BACKENDS.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
-        pub struct ByTable<E, C, R, P> {
+        pub struct ByTable<E, C, R, P, B> {
             $($(#[$about])* pub $field: BTreeMap<$key, $value>,)+
         }
 
@@ -53,16 +53,19 @@ tables! {
     rules: RuleKey => R, in "RULES";
     /// By key and prefix length (bits, 48..=64).
     ports: (PortKey, u32) => P, in "PORTS";
+    services: ServiceKey => C, in "SERVICES";
+    /// By row number.
+    backends: u32 => B, in "BACKENDS";
 }
 
 /// The contents of every table, without the versions that only the way there needs.
-pub type Tables = ByTable<EndpointRecord, u32, RuleValue, PortValue>;
+pub type Tables = ByTable<EndpointRecord, u32, RuleValue, PortValue, Backends>;
 
 /// The difference to another [`Tables`]: new values of what changes, `None` for what goes.
 ///
-/// `rules` and `ports` rows are never changed in place: a table id, class or port set that is referred to keeps its rows
+/// `rules`, `ports` and `backends` rows are never changed in place: a table id, class or port set that is referred to keeps its rows
 /// (the compiler gives new content a new number); only rows of classes that no address has yet are added to a live table.
-pub type Delta = ByTable<Option<EndpointRecord>, Option<u32>, Option<RuleValue>, Option<PortValue>>;
+pub type Delta = ByTable<Option<EndpointRecord>, Option<u32>, Option<RuleValue>, Option<PortValue>, Option<Backends>>;
 
 fn difference<K: Ord + Clone, V: PartialEq + Copy>(
     from: &BTreeMap<K, V>,

@@ -1,7 +1,7 @@
 //! From one state of the tables to another: the writes, in order.
 //!
-//! 1. new rows of RULES and PORTS, new RECORDS (nothing refers to them yet);
-//! 2. every reference that changes (endpoint → record, address and prefix → class), as a [`Versioned`] that changes at the next
+//! 1. new rows of RULES, PORTS and BACKENDS, new RECORDS and STAMPS (nothing refers to them yet);
+//! 2. every reference that changes (endpoint → record, address and prefix → class, Service → row), as a [`Versioned`] that changes at the next
 //!    epoch; what is added says what the look-up gave before, what goes says what it will give after;
 //! 3. the epoch: the instant at which all of it holds;
 //! 4. removal of references that have gone, then of rows that nothing refers to any longer.
@@ -14,7 +14,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::layout::{
-    Address, CLASS_ASK_CIDR, CLASS_NONE, EndpointRecord, PortKey, PortValue, RECORD_NONE, RuleKey, RuleValue, Versioned,
+    Address, Backends, CLASS_ASK_CIDR, CLASS_NONE, EndpointRecord, PortKey, PortValue, RECORD_NONE, RuleKey, RuleValue,
+    SERVICE_NONE, ServiceKey, Versioned,
 };
 
 use super::{Delta, Tables};
@@ -30,6 +31,10 @@ pub enum Write {
     ExactV6(Address, Option<Versioned>),
     CidrV4(Ipv4Net, Option<Versioned>),
     CidrV6(Ipv6Net, Option<Versioned>),
+    Service(ServiceKey, Option<Versioned>),
+    Backends(u32, Option<Backends>),
+    /// Stamp → interface index. It stays when the endpoint has gone, as packets are under way; no two endpoints have it at one epoch.
+    Stamp(u32, u32),
     /// Interface index → record index.
     Endpoint(u32, Option<Versioned>),
     Epoch(u32),
@@ -100,6 +105,11 @@ impl Installed {
         &self.tables
     }
 
+    /// Nothing was ever written.
+    pub fn is_new(&self) -> bool {
+        self.tables == Tables::default()
+    }
+
     pub fn epoch(&self) -> u32 {
         self.epoch
     }
@@ -123,10 +133,22 @@ impl Installed {
                 plan.push(Write::Port(*key, *length, *value), Some(Write::Port(*key, *length, old)));
             }
         }
+        for (row, value) in &delta.backends {
+            if value.is_some() {
+                let old = self.tables.backends.get(row).copied();
+                plan.push(Write::Backends(*row, *value), Some(Write::Backends(*row, old)));
+            }
+        }
         self.references(&mut plan, &delta, next)?;
         plan.push(Write::Epoch(next), None);
         removals(&mut plan, &delta);
         Ok(plan)
+    }
+
+    /// Raises the epoch by itself: every flow is judged anew.
+    pub fn raise_epoch(&mut self) -> Write {
+        self.epoch = self.epoch.wrapping_add(1);
+        Write::Epoch(self.epoch)
     }
 
     /// The plan's writes have all succeeded (those before and including the epoch's, at least).
@@ -150,8 +172,9 @@ impl Installed {
 
     fn references(&self, plan: &mut Plan, delta: &Delta, next: u32) -> Result<(), RecordsExhausted> {
         let tables = &self.tables;
-        exact(plan, &tables.exact_v4, &delta.exact_v4, next, Write::ExactV4);
-        exact(plan, &tables.exact_v6, &delta.exact_v6, next, Write::ExactV6);
+        exact(plan, &tables.exact_v4, &delta.exact_v4, next, CLASS_ASK_CIDR, Write::ExactV4);
+        exact(plan, &tables.exact_v6, &delta.exact_v6, next, CLASS_ASK_CIDR, Write::ExactV6);
+        exact(plan, &tables.services, &delta.services, next, SERVICE_NONE, Write::Service);
         cidr(plan, &tables.cidr_v4, &delta.cidr_v4, next, covering_v4, Write::CidrV4);
         cidr(plan, &tables.cidr_v6, &delta.cidr_v6, next, covering_v6, Write::CidrV6);
         let mut free = self.free.iter().rev();
@@ -161,6 +184,9 @@ impl Installed {
                 Some(record) => {
                     let index = *free.next().ok_or(RecordsExhausted)?;
                     plan.push(Write::Record(index, *record), None);
+                    if record.stamp != 0 {
+                        plan.push(Write::Stamp(record.stamp, *ifindex), None);
+                    }
                     Some(index)
                 }
                 None => None,
@@ -182,6 +208,8 @@ fn removals(plan: &mut Plan, delta: &Delta) {
     gone.extend(delta.exact_v6.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::ExactV6(*k, None)));
     gone.extend(delta.cidr_v4.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::CidrV4(*k, None)));
     gone.extend(delta.cidr_v6.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::CidrV6(*k, None)));
+    gone.extend(delta.services.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::Service(*k, None)));
+    gone.extend(delta.backends.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::Backends(*k, None)));
     gone.extend(delta.rules.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| Write::Rule(*k, None)));
     gone.extend(delta.ports.iter().filter(|(_, v)| v.is_none()).map(|((k, l), _)| Write::Port(*k, *l, None)));
     for write in gone {
@@ -189,19 +217,20 @@ fn removals(plan: &mut Plan, delta: &Delta) {
     }
 }
 
-/// What is added asks the trie before, what goes asks it after.
+/// What is added gave `none` before (an address: ask the trie), what goes gives it after.
 fn exact<K: Ord + Copy>(
     plan: &mut Plan,
     old: &BTreeMap<K, u32>,
     changes: &BTreeMap<K, Option<u32>>,
     next: u32,
+    none: u32,
     write: impl Fn(K, Option<Versioned>) -> Write,
 ) {
-    for (address, class) in changes {
-        let old = old.get(address).copied();
-        let (before, after) = (old.unwrap_or(CLASS_ASK_CIDR), class.unwrap_or(CLASS_ASK_CIDR));
-        let undo = write(*address, old.map(Versioned::constant));
-        plan.push(write(*address, Some(Versioned { since: next, before, after })), Some(undo));
+    for (key, number) in changes {
+        let old = old.get(key).copied();
+        let (before, after) = (old.unwrap_or(none), number.unwrap_or(none));
+        let undo = write(*key, old.map(Versioned::constant));
+        plan.push(write(*key, Some(Versioned { since: next, before, after })), Some(undo));
     }
 }
 

@@ -8,10 +8,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Hook;
-use palisade_common::decide::{FlowEntry, Meeting, Ruling, Tables as Ask, decide, take_midstream};
+use palisade_common::decide::{
+    FlowEntry, Meeting, Place, Ruling, ServiceCount, Tables as Ask, decide, decide_leaving, take_midstream,
+};
 use palisade_common::layout::{
-    Address, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, PORT_PREFIX_MAX,
-    PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, Versioned,
+    Address, Backends, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, FragmentKey, FragmentValue,
+    Judgement, PORT_PREFIX_MAX, PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, ServiceKey, Versioned,
 };
 use palisade_common::parse::{self, Bytes, HEADERS_MAX, Packet, V4};
 
@@ -22,6 +24,8 @@ use super::plan::Write;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sim {
     maps: Found,
+    stamps: BTreeMap<u32, u32>,
+    counts: RefCell<FlowStats>,
     hints: RefCell<BTreeMap<u32, (u32, u32)>>,
     flows: RefCell<BTreeMap<FlowKey, FlowValue>>,
     fragments: RefCell<BTreeMap<FragmentKey, FragmentValue>>,
@@ -30,6 +34,7 @@ pub struct Sim {
     pub now: Cell<u64>,
     pub pressure: bool,
     pub keeps_existing: bool,
+    pub exits_missing: bool,
     pub midstream_budget: u32,
     /// TCP ports on which a pod listens, by interface; no entry: nothing is known of its sockets.
     pub listening: BTreeMap<u32, BTreeSet<u16>>,
@@ -81,6 +86,9 @@ impl Sim {
             Write::CidrV4(prefix, value) => put(&mut tables.cidr_v4, prefix, value),
             Write::CidrV6(prefix, value) => put(&mut tables.cidr_v6, prefix, value),
             Write::Endpoint(ifindex, value) => put(&mut tables.endpoints, ifindex, value),
+            Write::Service(key, value) => put(&mut tables.services, key, value),
+            Write::Backends(row, value) => put(&mut tables.backends, row, value),
+            Write::Stamp(stamp, ifindex) => drop(self.stamps.insert(stamp, ifindex)),
             Write::Epoch(new) => *epoch = new,
         }
     }
@@ -90,6 +98,18 @@ impl Sim {
         let mut packet = Packet::default();
         parse::frame(&frame, &mut packet);
         decide(&frame, || &packet, self, meeting)
+    }
+
+    /// Judges a frame by its stamp, as the programs would where it ends up.
+    pub fn judge_leaving(&self, frame: FrameBytes<'_>, stamp: u16, place: Place) -> Ruling {
+        let mut packet = Packet::default();
+        parse::frame(&frame, &mut packet);
+        decide_leaving(|| &packet, self, stamp, place)
+    }
+
+    /// What was counted of flows to Services.
+    pub fn service_counts(&self) -> FlowStats {
+        *self.counts.borrow()
     }
 
     /// What a new agent would find in the maps.
@@ -154,6 +174,11 @@ impl FlowEntry for SimFlow<'_> {
 
     fn fin_next(&self, sender: usize) -> u32 {
         self.value().fin_next[sender]
+    }
+
+    fn client(&self) -> (u32, u32) {
+        let value = self.value();
+        (value.client, value.client_generation)
     }
 
     fn revoked(&self) -> u32 {
@@ -236,6 +261,30 @@ impl Ask for Sim {
             let key = PortKey { ports_be: ports.to_be(), protocol, pad: 0, port_be: (port & mask).to_be() };
             self.maps.tables.ports.get(&(key, length)).map(|value| value.rule)
         })
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Versioned> {
+        self.maps.tables.services.get(key).copied()
+    }
+
+    fn backends(&self, row: u32) -> Option<&Backends> {
+        self.maps.tables.backends.get(&row)
+    }
+
+    fn stamp_owner(&self, stamp: u16) -> Option<u32> {
+        self.stamps.get(&u32::from(stamp)).copied()
+    }
+
+    fn exits_missing(&self) -> bool {
+        self.exits_missing
+    }
+
+    fn count_service(&self, what: ServiceCount) {
+        let mut counts = self.counts.borrow_mut();
+        match what {
+            ServiceCount::Answered => counts.service_answered += 1,
+            ServiceCount::Judged => counts.service_judged += 1,
+        }
     }
 
     fn flow(&self, key: &FlowKey) -> Option<SimFlow<'_>> {

@@ -1,6 +1,6 @@
 //! Later fragments follow their first.
 
-use super::Tables;
+use super::{Ruling, Tables};
 use crate::flow::At;
 use crate::layout::{FragmentKey, FragmentValue, endpoint_flag};
 use crate::parse::{V4, protocol};
@@ -10,7 +10,7 @@ use crate::verdict::{Hook, Reason};
 const FRAGMENT_NS: u64 = 60_000_000_000;
 
 #[inline(always)]
-fn fragment_key<T: Tables>(at: &At<'_, T>) -> FragmentKey {
+fn fragment_key<T: Tables>(at: &At<'_, T>, hook: Option<u8>) -> FragmentKey {
     let packet = at.packet;
     FragmentKey {
         source: packet.source,
@@ -20,9 +20,10 @@ fn fragment_key<T: Tables>(at: &At<'_, T>) -> FragmentKey {
         // The protocol of an IPv6 later fragment is what its fragment header says, which the first's chain may go on from.
         protocol: if packet.family == V4 { packet.protocol } else { 0 },
         family: packet.family,
-        hook: match at.hook {
-            Hook::FromPod => 0,
-            Hook::ToPod => 1,
+        hook: match (hook, at.hook) {
+            (Some(hook), _) => hook,
+            (None, Hook::FromPod) => 0,
+            (None, Hook::ToPod) => 1,
         },
         pad: 0,
         pad2: 0,
@@ -30,12 +31,14 @@ fn fragment_key<T: Tables>(at: &At<'_, T>) -> FragmentKey {
 }
 
 #[inline(never)]
-pub(super) fn put_fragment<T: Tables>(at: &At<'_, T>) -> bool {
-    at.tables.put_fragment(&fragment_key(at), &FragmentValue { judged: at.judgement(), seen: at.now })
+pub(super) fn put_fragment<T: Tables>(at: &At<'_, T>, forward: bool, hook: Option<u8>) -> bool {
+    let value = FragmentValue { judged: at.judgement(), seen: at.now, forward: u32::from(forward), pad: 0 };
+    at.tables.put_fragment(&fragment_key(at, hook), &value)
 }
 
+/// `hook`: where it was judged, if not at the endpoint's own interface ([`crate::layout::FRAGMENT_LEAVING`]).
 #[inline(never)]
-pub(super) fn later_fragment<T: Tables>(at: &At<'_, T>) -> Reason {
+pub(super) fn later_fragment<T: Tables>(at: &At<'_, T>, hook: Option<u8>) -> Ruling {
     // A fragment that begins inside the upper-layer header could rewrite what was judged (RFC 1858).
     let header = match at.packet.protocol {
         protocol::TCP => 20,
@@ -43,14 +46,14 @@ pub(super) fn later_fragment<T: Tables>(at: &At<'_, T>) -> Reason {
         _ => 8,
     };
     if at.record.flags & endpoint_flag::CLOSED != 0 {
-        return Reason::Closed;
+        return Ruling::of(Reason::Closed);
     }
     if at.packet.fragment_offset < header {
-        return Reason::Malformed;
+        return Ruling::of(Reason::Malformed);
     }
-    let Some(first) = at.tables.fragment(&fragment_key(at)) else { return Reason::FragmentAlone };
+    let Some(first) = at.tables.fragment(&fragment_key(at, hook)) else { return Ruling::of(Reason::FragmentAlone) };
     let admitted = first.judged.generation == at.record.generation
         && (first.judged.epoch == at.epoch || at.tables.keeps_existing())
         && at.now.wrapping_sub(first.seen) <= FRAGMENT_NS;
-    if admitted { Reason::Fragment } else { Reason::FragmentAlone }
+    if admitted { Ruling::of(Reason::Fragment).forward(first.forward != 0) } else { Ruling::of(Reason::FragmentAlone) }
 }

@@ -1,101 +1,148 @@
 //! One question to an endpoint's tables: the peer's class, its row, the port.
 
-use super::{EGRESS, Tables};
+use super::{EGRESS, INGRESS, Ruling, Tables, other_record, owns};
 use crate::layout::{
-    Address, CLASS_ASK_CIDR, EndpointRecord, PORTS_ALL, PORTS_NONE, RuleKey, RuleValue, TableRef, endpoint_flag,
+    Address, CLASS_ASK_CIDR, EndpointRecord, PORTS_ALL, PORTS_NONE, RuleKey, RuleValue, SERVICE_NONE, ServiceKey,
+    TableRef, endpoint_flag,
 };
-use crate::parse::protocol;
+use crate::parse::{V4, protocol};
+use crate::verdict::Reason;
 
-/// What one of an endpoint's tables says about a peer and port: the rule that admits, and the class it was found for. One
-/// register wide.
-#[repr(transparent)]
+/// What one of an endpoint's tables says about a peer and port: what would come of an opening, for which class, by which rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer(u64);
+pub struct Answer {
+    /// Ready to be given, so that nobody who asks needs to tell one answer from another: the verifier would follow each.
+    ruling: Ruling,
+    /// The rule that admits; 0: none is needed, or none does. Not known across the parts of the kernel's programs.
+    rule: u32,
+}
 
 impl Answer {
-    const REFUSED: u32 = u32::MAX;
     /// No rule admits.
-    pub const NONE: Self = Self::new(0, None);
+    pub const NONE: Self = Self::new(Ruling::of(Reason::NoRule), 0);
     /// Allowed without a rule: the endpoint is not isolated in this direction, or need not be asked.
-    pub const ALLOWED: Self = Self::new(0, Some(0));
+    pub const ALLOWED: Self = Self::new(Ruling::of(Reason::Allowed), 0);
+    /// Allowed to go on as a Service's, to be judged where it ends up.
+    pub const DEFERRED: Self = Self::new(Ruling::of(Reason::Service).deferred(true), 0);
 
     #[inline(always)]
-    const fn new(class: u32, rule: Option<u32>) -> Self {
-        let rule = match rule {
-            Some(rule) => rule,
-            None => Self::REFUSED,
-        };
-        Self(((class as u64) << 32) | rule as u64)
+    const fn new(ruling: Ruling, rule: u32) -> Self {
+        Self { ruling, rule }
+    }
+
+    #[inline(always)]
+    const fn of(reason: Reason, class: u32) -> Self {
+        Self::new(Ruling::new(reason, class), 0)
     }
 
     /// The register that [`Answer::from_bits`] takes.
     #[inline(always)]
     pub const fn to_bits(self) -> u64 {
-        self.0
+        self.ruling.to_bits()
     }
 
     #[inline(always)]
     pub const fn from_bits(bits: u64) -> Self {
-        Self(bits)
+        Self::new(Ruling::from_bits(bits), 0)
     }
 
     #[inline(always)]
     pub const fn is_allowed(self) -> bool {
-        self.0 as u32 != Self::REFUSED
+        self.ruling.passes()
+    }
+
+    /// What comes of an opening.
+    #[inline(always)]
+    pub(crate) const fn ruling(self) -> Ruling {
+        self.ruling
     }
 
     #[inline(always)]
     pub const fn class(self) -> u32 {
-        (self.0 >> 32) as u32
+        self.ruling.class()
     }
 
     /// The rule that admits; 0 where none is needed.
     #[inline(always)]
     pub const fn rule(self) -> Option<u32> {
-        if self.is_allowed() { Some(self.0 as u32) } else { None }
+        if self.is_allowed() { Some(self.rule) } else { None }
     }
 }
 
-/// What is asked of one of an endpoint's tables. Plain data, so that the kernel's verifier needs to look at the answer's code only once,
-/// whoever asks.
-#[repr(C)]
+/// What is asked of one of an endpoint's tables. Few words, so that they fit into the registers of a call: the kernel's verifier looks
+/// at the answer's code only once, whoever asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
-    pub peer: Address,
-    pub table: TableRef,
+pub struct Question<'a> {
+    pub peer: &'a Address,
+    /// The pod of this node that may be behind the peer's address: its interface index and generation; 0: none.
+    pub client: (u32, u32),
     pub epoch: u32,
+    /// What is asked: [`OPEN_EGRESS`] and its like.
+    pub what: u8,
     /// Destination port of the opening, host order.
     pub port: u16,
     pub protocol: u8,
     pub family: u8,
 }
 
-/// Asks the policy: may the endpoint, in `role`, have a flow with `peer` to the destination `port` (host order)?
-#[inline(always)]
-pub fn ask<T: Tables>(
-    tables: &T,
-    record: &EndpointRecord,
-    role: usize,
-    epoch: u32,
-    (family, protocol): (u8, u8),
-    (peer, port): (&Address, u16),
-) -> Answer {
-    let (isolated, table) = if role == EGRESS {
-        (endpoint_flag::ISOLATED_EGRESS, record.egress)
-    } else {
-        (endpoint_flag::ISOLATED_INGRESS, record.ingress)
-    };
-    if record.flags & isolated == 0 {
-        return Answer::ALLOWED;
+/// May the endpoint send to the peer, which may be a Service's address?
+pub const OPEN_EGRESS: u8 = EGRESS as u8;
+/// May the endpoint receive from the peer?
+pub const OPEN_INGRESS: u8 = INGRESS as u8;
+/// May the endpoint send to the peer, which is who is reached?
+pub const REACH_EGRESS: u8 = 2;
+/// Is the peer a Service's address?
+pub const IS_SERVICE: u8 = 3;
+
+impl<'a> Question<'a> {
+    /// All but peer, client and epoch in one register.
+    #[inline(always)]
+    pub const fn kind(&self) -> u64 {
+        let (what, family, protocol) = (self.what as u64, self.family as u64, self.protocol as u64);
+        what << 32 | family << 24 | protocol << 16 | self.port as u64
     }
-    tables.answer(&Question { peer: *peer, table, epoch, port, protocol, family })
+
+    /// From what [`Question::kind`] gives, and the client's two numbers in one.
+    #[inline(always)]
+    pub const fn new(peer: &'a Address, kind: u64, client: u64, epoch: u32) -> Self {
+        let (what, family, protocol) = ((kind >> 32) as u8, (kind >> 24) as u8, (kind >> 16) as u8);
+        Self { peer, client: (client as u32, (client >> 32) as u32), epoch, what, port: kind as u16, protocol, family }
+    }
+
+    #[inline(always)]
+    const fn service_key(&self) -> ServiceKey {
+        ServiceKey { address: *self.peer, port: self.port, protocol: self.protocol, family: self.family }
+    }
+}
+
+/// Asks the policy, unless none isolates the endpoint in the direction.
+#[inline(always)]
+pub fn ask<T: Tables>(tables: &T, record: &EndpointRecord, question: &Question<'_>) -> Answer {
+    let isolated =
+        if question.what == OPEN_INGRESS { endpoint_flag::ISOLATED_INGRESS } else { endpoint_flag::ISOLATED_EGRESS };
+    if record.flags & isolated == 0 { Answer::ALLOWED } else { tables.answer(question, record) }
 }
 
 /// The answer by look-ups; for implementations of [`Tables::answer`].
 #[inline(always)]
-pub fn answer<T: Tables>(tables: &T, question: &Question) -> Answer {
-    let class = class_of(tables, question.family, &question.peer, question.epoch);
-    let row = row(tables, &question.table, class);
+pub fn answer<T: Tables>(tables: &T, question: &Question<'_>, record: &EndpointRecord) -> Answer {
+    if question.what == IS_SERVICE {
+        let is_service = is_service(tables, question.peer, question.kind(), question.epoch);
+        return if is_service { Answer::ALLOWED } else { Answer::NONE };
+    }
+    let mut peer = question.peer;
+    if let Some(client) = client_of(tables, question) {
+        // From the pod to itself, by way of a Service (SEMANTICS 13.5).
+        if client.ifindex == record.ifindex {
+            return Answer::of(Reason::Hairpin, 0);
+        }
+        if client.flags & endpoint_flag::TRUSTED == 0 && !owns(client, question.family, peer) {
+            peer = if question.family == V4 { &client.as_peer } else { &client.v6[0] };
+        }
+    }
+    let class = class_of(tables, question.family, peer, question.epoch);
+    let table = if question.what == OPEN_INGRESS { &record.ingress } else { &record.egress };
+    let row = row(tables, table, class);
     let rule = match row.ports {
         PORTS_NONE => None,
         PORTS_ALL => Some(row.rule),
@@ -108,7 +155,64 @@ pub fn answer<T: Tables>(tables: &T, question: &Question) -> Answer {
             _ => None,
         },
     };
-    Answer::new(class, rule)
+    let answer = match rule {
+        Some(rule) => Answer::new(Ruling::new(Reason::Allowed, class), rule),
+        None => Answer::of(Reason::NoRule, class),
+    };
+    if question.what == OPEN_EGRESS { with_services(tables, question, record, answer) } else { answer }
+}
+
+/// The pod behind the peer's address.
+#[inline(always)]
+fn client_of<'t, T: Tables>(tables: &'t T, question: &Question<'_>) -> Option<&'t EndpointRecord> {
+    let (ifindex, generation) = question.client;
+    if ifindex == 0 {
+        return None;
+    }
+    let client = other_record(tables, ifindex, question.epoch)?;
+    if client.generation == generation { Some(client) } else { None }
+}
+
+/// The answer as the pod's own end has to give it, where the destination may not be the one that is reached.
+#[inline(always)]
+fn with_services<T: Tables>(tables: &T, question: &Question<'_>, record: &EndpointRecord, answer: Answer) -> Answer {
+    let possible = record.stamp != 0 && !tables.exits_missing();
+    // What is admitted as it is addressed goes on, and is judged once more where it ends up.
+    if possible && answer.is_allowed() {
+        return answer;
+    }
+    if !is_service(tables, question.peer, question.kind(), question.epoch) {
+        return answer;
+    }
+    if possible {
+        Answer::DEFERRED
+    } else if record.stamp != 0 {
+        Answer::of(Reason::NoExit, answer.class())
+    } else {
+        Answer::of(Reason::NoStamp, answer.class())
+    }
+}
+
+/// Whether the node may translate the destination. A function of its own, for the stack's sake.
+#[inline(never)]
+fn is_service<T: Tables>(tables: &T, peer: &Address, kind: u64, epoch: u32) -> bool {
+    let mut key = Question::new(peer, kind, 0, epoch).service_key();
+    if !matches!(key.protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
+        return false;
+    }
+    if service(tables, &key, epoch) != SERVICE_NONE {
+        return true;
+    }
+    key.address = Address::ZERO;
+    service(tables, &key, epoch) != SERVICE_NONE
+}
+
+#[inline(always)]
+pub(crate) fn service<T: Tables>(tables: &T, key: &ServiceKey, epoch: u32) -> u32 {
+    match tables.service(key) {
+        Some(number) => number.at(epoch),
+        None => SERVICE_NONE,
+    }
 }
 
 #[inline(always)]

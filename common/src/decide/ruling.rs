@@ -1,5 +1,6 @@
 //! What comes of judging a packet.
 
+use crate::layout::flow_flag;
 use crate::verdict::{REFUSED_FIRST, Reason};
 
 /// A reason, and the class of the peer that was asked about (0 where none was). One register wide.
@@ -29,6 +30,50 @@ impl Ruling {
         Self::new(reason, 0)
     }
 
+    /// The packet's sender opened the flow (`forward`), or answers in it.
+    #[inline(always)]
+    pub(crate) const fn forward(self, forward: bool) -> Self {
+        Self(if forward { self.0 | Self::FORWARD } else { self.0 & !Self::FORWARD })
+    }
+
+    /// The same for another reason.
+    #[inline(always)]
+    pub(crate) const fn because(self, reason: Reason) -> Self {
+        Self(self.0 & !0xff | reason as u64)
+    }
+
+    /// What is remembered is whether the flow was deferred before, as [`flow_flag::DEFERRED`] of these flags says.
+    #[inline(always)]
+    pub(crate) const fn deferred_as(self, flags: u32) -> Self {
+        let bit = (flags & flow_flag::DEFERRED) as u64;
+        Self(self.0 | bit << (Self::DEFERRED.trailing_zeros() - flow_flag::DEFERRED.trailing_zeros()))
+    }
+
+    /// What is remembered is that the opening was let go on as a Service's.
+    #[inline(always)]
+    pub(crate) const fn deferred(self, deferred: bool) -> Self {
+        if deferred { Self(self.0 | Self::DEFERRED) } else { self }
+    }
+
+    /// [`flow_flag::DEFERRED`], if that is to be remembered; else 0.
+    #[inline(always)]
+    pub(crate) const fn deferred_bit(self) -> u32 {
+        ((self.0 & Self::DEFERRED) >> Self::DEFERRED.trailing_zeros()) as u32 * flow_flag::DEFERRED
+    }
+
+    /// With the number of the pod that opened the flow: what the packet is to be marked with (from a pod), or what it is marked with
+    /// and refused for (elsewhere).
+    #[inline(always)]
+    pub const fn stamped(self, stamp: u16) -> Self {
+        Self(self.0 & (u64::MAX >> 16) | (stamp as u64) << 48)
+    }
+
+    /// See [`Ruling::stamped`]; 0: none.
+    #[inline(always)]
+    pub const fn stamp(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
     /// The flow is to be remembered with a judgement of the packet's direction (`forward`) or of the opposite one.
     #[inline(always)]
     pub(crate) const fn remembering(self, forward: bool) -> Self {
@@ -47,6 +92,7 @@ impl Ruling {
 
     const REMEMBER: u64 = 1 << 40;
     const FORWARD: u64 = 1 << 41;
+    const DEFERRED: u64 = 1 << 42;
 
     #[inline(always)]
     pub const fn reason(self) -> Reason {

@@ -1,10 +1,10 @@
 //! How the tables are asked: what the kernel's maps, the agent's and the tests' tables have in common.
 
 use super::policy::{Answer, Question};
-use super::{Meeting, Ruling, guard};
+use super::{Meeting, Place, Ruling, guard};
 use crate::layout::{
-    Address, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, RuleKey,
-    RuleValue, Versioned,
+    Address, Backends, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement,
+    RuleKey, RuleValue, ServiceKey, Versioned,
 };
 use crate::parse::{Bytes, Packet};
 use crate::verdict::Hook;
@@ -27,6 +27,13 @@ pub trait Tables {
     fn rule(&self, key: &RuleKey) -> Option<RuleValue>;
     /// PORTS: the rule that admits the port (host order).
     fn port(&self, ports: u32, protocol: u8, port: u16) -> Option<u32>;
+    fn service(&self, key: &ServiceKey) -> Option<Versioned>;
+    fn backends(&self, row: u32) -> Option<&Backends>;
+    /// STAMPS: the interface index of the endpoint that marks its packets so.
+    fn stamp_owner(&self, stamp: u16) -> Option<u32>;
+    /// Nobody would judge what becomes of Service traffic.
+    fn exits_missing(&self) -> bool;
+    fn count_service(&self, what: ServiceCount);
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow<'_>>;
     /// Puts the whole entry anew; `new`: there was none. `false`: the table could not take it.
     fn put_flow(&self, key: &FlowKey, value: &FlowValue, new: bool) -> bool;
@@ -71,6 +78,22 @@ pub trait Tables {
     }
 
     #[inline(always)]
+    fn refused_leaving(&self, packet: &Packet, record: &EndpointRecord, stamp: u16, epoch: u32) -> Option<Ruling>
+    where
+        Self: Sized,
+    {
+        super::refused_leaving(self, packet, record, (stamp, epoch))
+    }
+
+    #[inline(always)]
+    fn leaving(&self, packet: &Packet, client: &EndpointRecord, epoch: u32, place: Place) -> Ruling
+    where
+        Self: Sized,
+    {
+        super::leaving(self, packet, client, epoch, place)
+    }
+
+    #[inline(always)]
     fn icmp_error<B: Bytes>(
         &self,
         bytes: &B,
@@ -86,12 +109,27 @@ pub trait Tables {
     }
 
     #[inline(always)]
-    fn answer(&self, question: &Question) -> Answer
+    fn record_index(&self, ifindex: u32, epoch: u32) -> Option<u32>
     where
         Self: Sized,
     {
-        super::answer(self, question)
+        super::record_index(self, ifindex, epoch)
     }
+
+    #[inline(always)]
+    fn answer(&self, question: &Question<'_>, record: &EndpointRecord) -> Answer
+    where
+        Self: Sized,
+    {
+        super::answer(self, question, record)
+    }
+}
+
+/// What is counted of flows to Services; fields of [`crate::layout::FlowStats`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceCount {
+    Answered,
+    Judged,
 }
 
 /// One entry of FLOWS. Judgements are only ever replaced with the whole entry ([`Tables::put_flow`]): an evicted entry's memory may
@@ -105,6 +143,8 @@ pub trait FlowEntry {
     fn set_seen(&self, seen: u64);
     fn set_flags(&self, flags: u32);
     fn set_fin_next(&self, sender: usize, next: u32);
+    /// [`FlowValue::client`] and its generation.
+    fn client(&self) -> (u32, u32);
     /// [`FlowValue::revoked`].
     fn revoked(&self) -> u32;
     fn set_revoked(&self, revoked: u32);

@@ -1,8 +1,10 @@
 //! The budget of mid-stream admissions; whose address it is; look-ups that have to agree.
 
 mod fragments;
+mod services;
 pub(crate) mod stub;
 
+use super::policy::OPEN_INGRESS;
 use super::*;
 use crate::layout::{
     Address, CLASS_ASK_CIDR, EndpointRecord, EndpointStats, PORTS_ALL, PORTS_NONE, RuleValue, TableRef, Versioned,
@@ -169,8 +171,17 @@ fn a_class_is_read_until_two_look_ups_agree() {
     ] {
         let tables = Stub { exact: Script::new(found.iter().map(|it| it.map(Versioned::constant))), ..Stub::default() };
         let table = TableRef { table: 1, default: RuleValue { ports: PORTS_ALL, ..RuleValue::default() } };
-        let question = Question { peer: Address::v4(9), table, epoch: 3, port: 80, protocol: 6, family: V4 };
-        assert_eq!(answer(&tables, &question).class(), class, "{found:?}");
+        let question = Question {
+            peer: &Address::v4(9),
+            client: (0, 0),
+            epoch: 3,
+            what: OPEN_INGRESS,
+            port: 80,
+            protocol: 6,
+            family: V4,
+        };
+        let record = EndpointRecord { ingress: table, ..EndpointRecord::default() };
+        assert_eq!(answer(&tables, &question, &record).class(), class, "{found:?}");
         assert_eq!(found.len() - tables.exact.left(), looks, "{found:?}");
     }
 }
@@ -202,7 +213,7 @@ fn a_packet_is_judged_twice_at_most() {
         [(&[1, 1, 2][..], Reason::Closed), (&[1, 2, 2, 2, 3], Reason::Closed), (&[1, 2, 2, 3, 3, 3], Reason::Unsettled)]
     {
         let tables = Stub { epochs: Script::new(epochs.iter().copied()), epoch: 9, ..Stub::default() };
-        let meeting = Meeting { hook: Hook::FromPod, ifindex: 7, from_node: false };
+        let meeting = Meeting { hook: Hook::FromPod, ifindex: 7, from_node: false, stamp: 0 };
         let packet = Packet::default();
         assert_eq!(decide(&Frame(&[]), || &packet, &tables, meeting).reason(), wanted, "{epochs:?}");
         let left = if wanted == Reason::Closed { 1 } else { 2 };
@@ -280,8 +291,17 @@ fn ports_are_asked_of_sets_of_several_ranges() {
     ] {
         let tables = Stub { port_rule: Some(9), ..Stub::default() };
         let table = TableRef { table: 1, default };
-        let question = Question { peer: Address::v4(9), table, epoch: 3, port, protocol, family: V4 };
-        assert_eq!(answer(&tables, &question).rule(), wanted, "{default:?}, {protocol}, {port}");
+        let question = Question {
+            peer: &Address::v4(9),
+            client: (0, 0),
+            epoch: 3,
+            what: OPEN_INGRESS,
+            port,
+            protocol,
+            family: V4,
+        };
+        let record = EndpointRecord { ingress: table, ..EndpointRecord::default() };
+        assert_eq!(answer(&tables, &question, &record).rule(), wanted, "{default:?}, {protocol}, {port}");
     }
 }
 
@@ -315,7 +335,7 @@ fn packets_without_a_flow() {
             ..Stub::default()
         };
         let packet = Packet { family: V4, traits, ..Packet::default() };
-        let ruling = decide(&Frame(&[]), || &packet, &tables, Meeting { hook, ifindex: 7, from_node });
+        let ruling = decide(&Frame(&[]), || &packet, &tables, Meeting { hook, ifindex: 7, from_node, stamp: 0 });
         assert_eq!(ruling.reason(), wanted, "{flags:?}, {traits:#x}, {hook:?}, {from_node}");
     }
 }

@@ -30,12 +30,12 @@ pub(super) fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> 
         let admitted_once = flow.judged(opener, at.reverse_role()).generation == generation;
         let node = flags & flow_flag::NODE != 0 && matches!(at.hook, Hook::FromPod);
         let kept = keeps && admitted_once && !node;
-        let answer = if kept || node { Answer::ALLOWED } else { at.ask_reverse() };
+        let answer = if kept || node { Answer::ALLOWED } else { at.ask_reverse(Some(flow)) };
         if answer.is_allowed() {
             let reason = if kept { Reason::Kept } else { Reason::Reply };
-            return Ruling::of(reason).remembering(false);
+            return answer.ruling().because(reason).remembering(false);
         }
-        refused = Ruling::new(if admitted_once { Reason::Revoked } else { Reason::NoRule }, answer.class());
+        refused = if admitted_once { answer.ruling().because(Reason::Revoked) } else { answer.ruling() };
     }
     let may_open =
         if packet.is_connected() { opened_forward || !opened_reverse } else { known || opens(at, flow, refused) };
@@ -43,17 +43,18 @@ pub(super) fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> 
         let kept = known && keeps;
         let answer = if kept { Answer::ALLOWED } else { at.ask_forward() };
         if answer.is_allowed() {
-            let reason = if kept {
-                Reason::Kept
+            let ruling = if kept {
+                // A flow that is kept is what it was: where it ends up it is kept as well.
+                Ruling::of(Reason::Kept).deferred_as(flags >> sender)
             } else if known {
-                Reason::Established
+                answer.ruling().because(Reason::Established)
             } else {
-                Reason::Allowed
+                answer.ruling()
             };
-            return Ruling::new(reason, answer.class()).remembering(true);
+            return ruling.remembering(true);
         }
-        let revoked = known || matches!(refused.reason(), Reason::Revoked);
-        refused = Ruling::new(if revoked { Reason::Revoked } else { Reason::NoRule }, answer.class());
+        let revoked = known || refused.reason_number() == Reason::Revoked as u8;
+        refused = if revoked { answer.ruling().because(Reason::Revoked) } else { answer.ruling() };
     }
     refused
 }
@@ -78,10 +79,10 @@ pub(super) fn is_reply<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> boo
 ///
 /// Answers are under way when their flow is cut. They would open it anew from the other end, if that end may open flows, and the refused
 /// end's packets would pass as answers to them.
-#[inline(always)]
+#[inline(never)]
 fn opens<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, refused: Ruling) -> bool {
     if refused.reason_number() != Reason::Revoked as u8 {
-        return !at.is_newly_isolated() || !matches!(opened_by(at), Opened::Reverse);
+        return !(at.is_newly_isolated() && matches!(opened_by(at), Opened::Reverse)) && !at.is_from_service();
     }
     let (opener, role) = (1 - at.sender, at.reverse_role());
     let (then, now) = (flow.revoked(), revoked(at.second(), opener, role));
@@ -96,26 +97,30 @@ fn opens<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, refused: Ruling) -> 
 #[inline(never)]
 pub(super) fn judge_unknown<T: Tables>(at: &At<'_, T>) -> Ruling {
     let mut direction = Opened::Forward;
-    if !at.packet.has(packet_trait::OPENING) && (at.packet.is_connected() || at.is_newly_isolated()) {
-        direction = opened_by(at);
+    if !at.packet.has(packet_trait::OPENING) {
+        if at.packet.is_connected() || at.is_newly_isolated() {
+            direction = opened_by(at);
+        } else if at.is_from_service() {
+            direction = Opened::Reverse;
+        }
     }
     if !matches!(direction, Opened::Reverse) {
         let answer = at.ask_forward();
         if answer.is_allowed() {
-            return Ruling::new(Reason::Allowed, answer.class()).remembering(true);
+            return answer.ruling().remembering(true);
         }
         if matches!(direction, Opened::Forward) {
-            return Ruling::new(Reason::NoRule, answer.class());
+            return answer.ruling();
         }
     }
-    let answer = at.ask_reverse();
+    let answer = at.ask_reverse::<T::Flow<'_>>(None);
     if !answer.is_allowed() {
-        return Ruling::new(Reason::NoRule, answer.class());
+        return answer.ruling();
     }
     if !at.tables.take_midstream(at.record.number, at.now) {
-        return Ruling::new(Reason::MidstreamBudget, answer.class());
+        return answer.ruling().because(Reason::MidstreamBudget);
     }
-    Ruling::new(Reason::Midstream, answer.class()).remembering(false)
+    answer.ruling().because(Reason::Midstream).remembering(false)
 }
 
 /// Which end is held to have opened a connection that is met mid-stream.
@@ -128,7 +133,7 @@ enum Opened {
 
 /// Only endpoints that had connections nobody saw being opened, or whose flows may have been evicted, are given the benefit of
 /// the reverse question; which question it is, the pod's own listening sockets tell.
-#[inline(always)]
+#[inline(never)]
 fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
     let packet = at.packet;
     if packet.is_connected() && at.record.flags & endpoint_flag::MIDSTREAM == 0 && !at.tables.pressure(at.now) {

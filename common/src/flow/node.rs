@@ -3,10 +3,13 @@
 use super::remember::{insert, stamp};
 use super::tcp::{answers, note};
 use super::{At, TCP_STATE, is_alive};
-use crate::decide::{FlowEntry, INGRESS, Tables};
+use crate::decide::{FlowEntry, INGRESS, Ruling, Tables};
 use crate::layout::flow_flag;
 use crate::parse::{packet_trait, tcp_flag};
 use crate::verdict::{Hook, Reason};
+
+/// What is remembered of the node's openings.
+const OPENED_BY_NODE: Ruling = Ruling::of(Reason::Node).remembering(true);
 
 /// Remembers what the node sends to the pod, so that the pod's answers pass.
 #[inline(never)]
@@ -32,11 +35,11 @@ pub(crate) fn remember_node<T: Tables>(at: &At<'_, T>) -> Reason {
                 true
             } else {
                 flow.set_flags(flags | flow_flag::NODE);
-                stamp(at, &flow, true, false)
+                stamp(at, &flow, OPENED_BY_NODE)
             }
         }
         // A reset opens nothing that could be answered.
-        _ => reset || insert(at, true, flow_flag::NODE, new),
+        _ => reset || insert(at, OPENED_BY_NODE, flow_flag::NODE, new),
     };
     if taken { Reason::Node } else { Reason::Unremembered }
 }

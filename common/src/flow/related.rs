@@ -48,5 +48,5 @@ fn is_admitted<T: Tables>(at: &At<'_, T>) -> bool {
     if flags & (flow_flag::OPENED << sender) != 0 && ((node && to_pod) || at.ask_forward().is_allowed()) {
         return true;
     }
-    flags & (flow_flag::OPENED << opener) != 0 && ((node && from_pod) || at.ask_reverse().is_allowed())
+    flags & (flow_flag::OPENED << opener) != 0 && ((node && from_pod) || at.ask_reverse(Some(&flow)).is_allowed())
 }

@@ -2,15 +2,17 @@
 
 use super::tcp::{fin_next, note, reset_flag};
 use super::{At, ENDING, TCP_STATE};
-use crate::decide::{EGRESS, FlowEntry, INGRESS, Tables};
+use crate::decide::{EGRESS, FlowEntry, INGRESS, Ruling, Tables};
 use crate::layout::{FlowValue, Judgement, flow_flag, revoked};
 use crate::parse::{packet_trait, tcp_flag};
+use crate::verdict::Reason;
 
-/// Puts the entry anew with the judgement of the packet's direction (`forward`) or of the opposite one made now.
+/// Puts the entry anew with the judgement, made now, of the packet's direction or of the opposite one, as the ruling says.
 #[inline(never)]
-pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: bool, kept: bool) -> bool {
+pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: Ruling) -> bool {
+    let forward = ruling.is_forward();
     let mut value = flow.value();
-    if kept {
+    if ruling.reason_number() == Reason::Kept as u8 {
         // Once set it stays: it may stand for any of the entry's judgements.
         value.flags |= flow_flag::KEPT;
     }
@@ -24,6 +26,13 @@ pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: 
         value.flags &= !flow_flag::UNCONFIRMED;
     }
     set_judged(&mut value, opener, role, at.judgement());
+    // Without branches, each of which would double what the verifier reads.
+    let egress = 1 - role as u32;
+    value.flags = value.flags & !((flow_flag::DEFERRED * egress) << opener) | ruling.deferred_bit() << opener;
+    value.flags &= !(flow_flag::LEAVING * u32::from(!at.leaving));
+    if at.client.0 != 0 {
+        (value.client, value.client_generation) = at.client;
+    }
     if value.revoked & 3 == revoked(0, opener, role) {
         value.revoked = 0;
     }
@@ -51,9 +60,10 @@ fn set_judged(value: &mut FlowValue, opener: usize, role: usize, judgement: Judg
     }
 }
 
-/// Puts an entry for a flow that the packet's sender (`forward`) or receiver opened. `new`: none is there.
+/// Puts an entry for a flow that the packet's sender or receiver opened, as the ruling says. `new`: none is there.
 #[inline(never)]
-pub(super) fn insert<T: Tables>(at: &At<'_, T>, forward: bool, flags: u32, new: bool) -> bool {
+pub(super) fn insert<T: Tables>(at: &At<'_, T>, ruling: Ruling, flags: u32, new: bool) -> bool {
+    let forward = ruling.is_forward();
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     let zero = at.tables.zero();
     let unjudged = Judgement { epoch: zero, generation: zero };
@@ -63,9 +73,11 @@ pub(super) fn insert<T: Tables>(at: &At<'_, T>, forward: bool, flags: u32, new: 
         flags: flags | flow_flag::OPENED << opener,
         fin_next: [zero; 2],
         revoked: zero,
-        reserved: [zero; 2],
+        client: at.client.0,
+        client_generation: at.client.1,
     };
     set_judged(&mut value, opener, role, at.judgement());
+    value.flags |= ruling.deferred_bit() << opener;
     let packet = at.packet;
     if packet.is_tcp() && packet.tcp_flags & tcp_flag::RST != 0 {
         value.flags |= reset_flag(at);

@@ -60,6 +60,7 @@ fn in_force<'a>(updates: impl IntoIterator<Item = &'a Update>) -> BTreeMap<Strin
             Change::Namespace(_, facts) => facts.is_some() || !update.faults.is_empty(),
             Change::Pod { facts, .. } => facts.is_some() || !update.faults.is_empty(),
             Change::Policy(_, facts) => facts.is_some() || !update.faults.is_empty(),
+            Change::Service(_, facts) => facts.is_some() || !update.faults.is_empty(),
             Change::Node(_, facts) => facts.is_some() || !update.faults.is_empty(),
             Change::Relist(_) | Change::Relisted(_) => panic!("a file is no list"),
         };
@@ -76,6 +77,7 @@ fn name(change: &Change) -> String {
         Change::Namespace(name, _) => format!("namespace {name}"),
         Change::Pod { name, uid, .. } => format!("pod {name} {uid}"),
         Change::Policy(name, _) => format!("policy {name}"),
+        Change::Service(name, _) => format!("service {name}"),
         Change::Node(name, _) => format!("node {name}"),
         Change::Relist(kind) | Change::Relisted(kind) => kind.name().to_owned(),
     }

@@ -2,7 +2,7 @@
 //! cannot be understood closes and is told.
 
 use palisade::api::reduce::intern::Interner;
-use palisade::api::reduce::{self, namespace, node, pod};
+use palisade::api::reduce::{self, namespace, node, pod, service};
 use palisade::facts::{Change, Fault, Peers, PolicyFacts, Ports, Rule, Update};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -55,6 +55,7 @@ fn other_door(value: &Value, update: &Update) {
         Change::Pod { .. } => pod::reduce(&decode(&text), &mut interner),
         Change::Namespace(..) => namespace::reduce(&decode(&text), &mut interner),
         Change::Node(..) => node::reduce(&decode(&text)),
+        Change::Service(..) => service::reduce(&decode(&text), &mut interner),
         Change::Policy(..) => return,
         Change::Relist(_) | Change::Relisted(_) => panic!("an object is no list"),
     };

@@ -125,7 +125,7 @@ impl Shot {
     pub fn new(hook: Hook, pod: u8, from_node: bool, gso: bool, frame: Vec<u8>) -> Self {
         let from_node = from_node && hook == Hook::ToPod;
         // One interface more than there are pods.
-        Self { meeting: Meeting { hook, ifindex: FIRST_IFINDEX + u32::from(pod % 3), from_node }, gso, frame }
+        Self { meeting: Meeting { hook, ifindex: FIRST_IFINDEX + u32::from(pod % 3), from_node, stamp: 0 }, gso, frame }
     }
 }
 

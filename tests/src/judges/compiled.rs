@@ -55,7 +55,8 @@ impl Judge for Compiled {
 
     fn packet(&mut self, packet: &PacketStep) -> Option<Verdict> {
         self.sim.now.set(packet.time);
-        let meeting = Meeting { hook: packet.hook, ifindex: packet.ifindex, from_node: packet.ingress_ifindex == 0 };
+        let meeting =
+            Meeting { hook: packet.hook, ifindex: packet.ifindex, from_node: packet.ingress_ifindex == 0, stamp: 0 };
         let ruling = self.sim.judge(FrameBytes { bytes: &packet.frame, gso: packet.gso }, meeting);
         Some(Verdict { pass: ruling.passes(), reason: ruling.reason() })
     }

@@ -75,6 +75,7 @@ fn deletion(change: Change) -> Change {
     match change {
         Change::Namespace(name, _) => Change::Namespace(name, None),
         Change::Node(name, _) => Change::Node(name, None),
+        Change::Service(name, _) => Change::Service(name, None),
         Change::Policy(name, _) => Change::Policy(name, None),
         Change::Pod { name, uid, facts: _ } => Change::Pod { name, uid, facts: None },
         Change::Relist(_) | Change::Relisted(_) => panic!("an object reduces to a change of itself"),

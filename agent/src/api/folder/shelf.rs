@@ -37,6 +37,7 @@ type Place = (Arc<str>, usize);
 enum Key {
     Pod(ObjectName),
     Policy(ObjectName),
+    Service(ObjectName),
     Node(Arc<str>),
     /// After those that may imply one.
     Namespace(Arc<str>),
@@ -197,6 +198,7 @@ fn key(change: &Change) -> Key {
         Change::Pod { name, uid: _, facts: _ } => Key::Pod(name.clone()),
         Change::Policy(name, _facts) => Key::Policy(name.clone()),
         Change::Node(name, _facts) => Key::Node(name.clone()),
+        Change::Service(name, _facts) => Key::Service(name.clone()),
         Change::Relist(_) | Change::Relisted(_) => unreachable!("an object is never a list"),
     }
 }
@@ -214,6 +216,7 @@ fn gone(change: Change) -> Change {
         Change::Pod { name, uid, facts: _ } => Change::Pod { name, uid, facts: None },
         Change::Policy(name, _facts) => Change::Policy(name, None),
         Change::Node(name, _facts) => Change::Node(name, None),
+        Change::Service(name, _facts) => Change::Service(name, None),
         Change::Relist(_) | Change::Relisted(_) => unreachable!("an object is never a list"),
     }
 }
@@ -245,6 +248,7 @@ fn object_fault(key: &Key, message: String) -> Fault {
         Key::Pod(name) => (Kind::Pod, name.to_string()),
         Key::Policy(name) => (Kind::Policy, name.to_string()),
         Key::Node(name) => (Kind::Node, name.to_string()),
+        Key::Service(name) => (Kind::Service, name.to_string()),
         Key::Namespace(name) => (Kind::Namespace, name.to_string()),
         Key::File(path) => (Kind::Policy, path.to_string()),
     };

@@ -24,6 +24,7 @@ fn show(Update { change, faults }: &Update) -> String {
         Change::Pod { name, uid, facts: Some(facts) } => format!("{name}@{uid}={}", labels(&facts.labels)),
         Change::Policy(name, None) => format!("-{name}"),
         Change::Policy(name, Some(facts)) => format!("{name}={}", facts.ingress.len()),
+        Change::Service(name, facts) => format!("{}service:{name}", if facts.is_some() { "" } else { "-" }),
         Change::Node(name, facts) => format!("{}node:{name}", if facts.is_some() { "" } else { "-" }),
         Change::Relist(_) | Change::Relisted(_) => unreachable!("a shelf tells no lists"),
     };
@@ -50,7 +51,7 @@ const B: &str = "{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: n, u
 const N: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: n, labels: {t: x}}}";
 const N_BROKEN: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: n, labels: {t: 1}}}";
 const P: &str = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: n}}";
-const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: other}}";
+const SERVICE: &str = "{apiVersion: v1, kind: ConfigMap, metadata: {name: s, namespace: other}}";
 
 fn documents(parts: &[&str]) -> String {
     parts.join("\n---\n")

@@ -71,6 +71,9 @@ impl Watched {
                 Change::Policy(name, facts) => {
                     (format!("policy {name}"), facts.map(|facts| format!("{:?}", facts.ingress.len())))
                 }
+                Change::Service(name, facts) => {
+                    (format!("service {name}"), facts.map(|facts| format!("{:?}", facts.addresses)))
+                }
                 Change::Node(name, facts) => {
                     (format!("node {name}"), facts.map(|facts| format!("{:?}", facts.addresses)))
                 }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::facts::{Labels, NamedPort};
+use crate::facts::{HostPort, Labels, NamedPort};
 
 #[derive(Debug, Default)]
 pub struct Interner {
     labels: Shared<BTreeMap<String, String>>,
     ports: Shared<BTreeSet<NamedPort>>,
+    host_ports: Shared<BTreeSet<HostPort>>,
     nodes: Shared<str>,
 }
 
@@ -22,6 +23,10 @@ impl Interner {
         self.ports.share(ports)
     }
 
+    pub fn host_ports(&mut self, ports: BTreeSet<HostPort>) -> Arc<BTreeSet<HostPort>> {
+        self.host_ports.share(ports)
+    }
+
     pub fn node(&mut self, name: &str) -> Arc<str> {
         match self.nodes.known.get(name) {
             Some(known) => Arc::clone(known),
@@ -31,8 +36,8 @@ impl Interner {
 
     /// How many different values are kept.
     pub fn len(&self) -> usize {
-        let Self { labels, ports, nodes } = self;
-        labels.known.len() + ports.known.len() + nodes.known.len()
+        let Self { labels, ports, host_ports, nodes } = self;
+        labels.known.len() + ports.known.len() + host_ports.known.len() + nodes.known.len()
     }
 
     pub fn is_empty(&self) -> bool {

@@ -14,6 +14,7 @@ pub mod pod;
 pub mod policy;
 pub mod port;
 pub mod selector;
+pub mod service;
 pub mod shape;
 
 use serde::de::Deserialize;
@@ -46,6 +47,7 @@ impl Reducer {
             Some(Kind::Pod) => pod::reduce(&shape_of(&value), &mut self.interner).map(Some),
             Some(Kind::Namespace) => namespace::reduce(&shape_of(&value), &mut self.interner).map(Some),
             Some(Kind::Node) => node::reduce(&shape_of(&value)).map(Some),
+            Some(Kind::Service) => service::reduce(&shape_of(&value), &mut self.interner).map(Some),
             Some(Kind::Policy) => policy::reduce(&value).map(Some),
             None => Ok(None),
         }
@@ -79,6 +81,7 @@ fn kind(value: &Value) -> Result<Option<Kind>, Fault> {
         ("v1", "Pod") => Ok(Some(Kind::Pod)),
         ("v1", "Namespace") => Ok(Some(Kind::Namespace)),
         ("v1", "Node") => Ok(Some(Kind::Node)),
+        ("v1", "Service") => Ok(Some(Kind::Service)),
         ("networking.k8s.io/v1", "NetworkPolicy") => Ok(Some(Kind::Policy)),
         // A slip of the pen that would leave pods open; another vendor's group is another vendor's kind.
         (version, "NetworkPolicy")

@@ -10,7 +10,7 @@ use super::intern::Interner;
 use super::lax::{Lax, Record};
 use super::shape::{Container, ContainerPort, List, Metadata, PodShape, PodSpec, PodStatus};
 use super::{Faults, cidr, meta, port};
-use crate::facts::{Change, Fault, Kind, NamedPort, ObjectName, PodFacts, Update};
+use crate::facts::{Change, Fault, HostPort, Kind, NamedPort, ObjectName, PodFacts, Protocol, Update};
 
 const CLOSED: &str = "the pod is closed";
 
@@ -26,7 +26,8 @@ pub fn reduce(shape: &PodShape, interner: &mut Interner) -> Result<Update, Fault
     let labels = meta::labels(&shape.metadata, &mut faults, CLOSED);
     let (spec, status) = (shape.spec.or_empty(), shape.status.or_empty());
     let addresses = addresses(&status, &mut faults);
-    let ports = ports(&spec, &mut faults);
+    let (ports, host_ports) = ports(&spec, &mut faults);
+    let host_network = spec.host_network == Lax::Found(true);
 
     let facts = labels.filter(|_labels| readable).map(|labels| PodFacts {
         name: name.clone(),
@@ -34,8 +35,10 @@ pub fn reduce(shape: &PodShape, interner: &mut Interner) -> Result<Update, Fault
         labels: interner.labels(labels),
         addresses,
         ports: interner.ports(ports),
+        // Those of a hostNetwork pod are its own: nothing is translated.
+        host_ports: interner.host_ports(if host_network { BTreeSet::new() } else { host_ports }),
         node: spec.node_name.found().filter(|node| !node.is_empty()).map(|node| interner.node(node)),
-        host_network: spec.host_network == Lax::Found(true),
+        host_network,
         finished: matches!(status.phase.found().map(String::as_str), Some("Succeeded" | "Failed")),
     });
     Ok(Update { change: Change::Pod { name, uid: uid.as_str().into(), facts }, faults: faults.into_vec() })
@@ -111,8 +114,8 @@ fn addresses(status: &PodStatus, faults: &mut Faults) -> Vec<IpAddr> {
 }
 
 /// Containers and sidecars, which are init containers that go on running (SEMANTICS 7.11).
-fn ports(spec: &PodSpec, faults: &mut Faults) -> BTreeSet<NamedPort> {
-    let mut ports = BTreeSet::new();
+fn ports(spec: &PodSpec, faults: &mut Faults) -> (BTreeSet<NamedPort>, BTreeSet<HostPort>) {
+    let (mut ports, mut host_ports) = (BTreeSet::new(), BTreeSet::new());
     for (list, containers, sidecars_only) in
         [("containers", &spec.containers, false), ("initContainers", &spec.init_containers, true)]
     {
@@ -122,11 +125,27 @@ fn ports(spec: &PodSpec, faults: &mut Faults) -> BTreeSet<NamedPort> {
         for (index, container) in containers.found().into_iter().flatten().enumerate() {
             let container = container.or_empty();
             if !sidecars_only || is_sidecar(&container) {
-                container_ports(&container.ports, &format!("spec.{list}[{index}].ports"), &mut ports, faults);
+                let path = format!("spec.{list}[{index}].ports");
+                container_ports(&container.ports, &path, &mut ports, faults);
+                host_ports.extend(
+                    container.ports.found().into_iter().flatten().filter_map(|port| host_port(&port.or_empty())),
+                );
             }
         }
     }
-    ports
+    (ports, host_ports)
+}
+
+/// What cannot be understood is not known: that opens nothing.
+fn host_port(entry: &ContainerPort) -> Option<HostPort> {
+    let port = u16::try_from(*entry.host_port.found()?).ok().filter(|number| *number != 0)?;
+    let address = match &entry.host_ip {
+        Lax::Missing => None,
+        Lax::Found(text) if text.is_empty() => None,
+        Lax::Found(text) => Some(cidr::address(text)?).filter(|address| !address.is_unspecified()),
+        Lax::Wrong => return None,
+    };
+    Some(HostPort { protocol: protocol_of(entry)?, port, address })
 }
 
 fn is_sidecar(container: &Container) -> bool {
@@ -155,11 +174,14 @@ fn container_ports(
 }
 
 fn named_port(entry: &ContainerPort) -> Option<NamedPort> {
-    let protocol = match &entry.protocol {
+    let number = u16::try_from(*entry.container_port.found()?).ok().filter(|number| *number != 0);
+    Some(NamedPort { name: entry.name.found()?.as_str().into(), protocol: protocol_of(entry)?, port: number? })
+}
+
+fn protocol_of(entry: &ContainerPort) -> Option<Protocol> {
+    match &entry.protocol {
         Lax::Missing => port::protocol(None),
         Lax::Found(text) => port::protocol(Some(text)),
         Lax::Wrong => None,
-    };
-    let number = u16::try_from(*entry.container_port.found()?).ok().filter(|number| *number != 0);
-    Some(NamedPort { name: entry.name.found()?.as_str().into(), protocol: protocol?, port: number? })
+    }
 }

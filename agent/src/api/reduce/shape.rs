@@ -1,10 +1,10 @@
-//! The few fields of Pods, Namespaces and Nodes that are ever read; everything else is skipped as it is decoded.
+//! The few fields of Pods, Namespaces, Nodes and Services that are ever read; everything else is skipped as it is decoded.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::lax::{Lax, Record};
+use super::lax::{Lax, Record, Shape};
 
 /// Labels as written. A value that is no string is kept as [`Lax::Wrong`].
 pub type Strings = BTreeMap<String, Lax<String>>;
@@ -69,6 +69,9 @@ pub struct ContainerPort {
     pub name: Lax<String>,
     pub protocol: Lax<String>,
     pub container_port: Lax<i64>,
+    pub host_port: Lax<i64>,
+    #[serde(rename = "hostIP")]
+    pub host_ip: Lax<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -116,6 +119,75 @@ pub struct NodeAddress {
     #[serde(rename = "type")]
     pub kind: Lax<String>,
     pub address: Lax<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceShape {
+    pub metadata: Lax<Record<Metadata>>,
+    pub spec: Lax<Record<ServiceSpec>>,
+    pub status: Lax<Record<ServiceStatus>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSpec {
+    #[serde(rename = "type")]
+    pub kind: Lax<String>,
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: Lax<String>,
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: List<String>,
+    #[serde(rename = "externalIPs")]
+    pub external_ips: List<String>,
+    pub selector: Lax<Strings>,
+    pub ports: List<Record<ServicePortShape>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServicePortShape {
+    pub protocol: Lax<String>,
+    pub port: Lax<i64>,
+    pub node_port: Lax<i64>,
+    pub target_port: Lax<IntOrString>,
+}
+
+/// A number or a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IntOrString {
+    Int(i64),
+    String(String),
+}
+
+impl Shape<'_> for IntOrString {
+    fn from_number(number: i64) -> Option<Self> {
+        Some(Self::Int(number))
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(Self::String(text.to_owned()))
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    pub load_balancer: Lax<Record<LoadBalancer>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancer {
+    pub ingress: List<Record<LoadBalancerIngress>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerIngress {
+    pub ip: Lax<String>,
+    #[serde(rename = "ipMode")]
+    pub ip_mode: Lax<String>,
 }
 
 impl<T> Lax<Record<T>> {

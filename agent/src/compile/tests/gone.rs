@@ -106,5 +106,8 @@ fn nothing_is_kept_of_what_has_gone() {
 
 #[test]
 fn nothing_is_kept_of_what_has_gone_where_room_is_scarce() {
-    emptied(Limits { endpoints_max: 3, exact_max: 2, prefixes_max: 4, rules_max: 6, ports_max: 30 }, 200..400);
+    emptied(
+        Limits { endpoints_max: 3, exact_max: 2, prefixes_max: 4, rules_max: 6, ports_max: 30, ..Limits::default() },
+        200..400,
+    );
 }

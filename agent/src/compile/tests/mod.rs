@@ -82,7 +82,9 @@ fn applied(mut tables: Tables, delta: &Delta) -> Tables {
             };
         }
     }
-    let Delta { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = delta;
+    let Delta { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports, services, backends } = delta;
+    apply(&mut tables.services, services);
+    apply(&mut tables.backends, backends);
     apply(&mut tables.endpoints, endpoints);
     apply(&mut tables.exact_v4, exact_v4);
     apply(&mut tables.exact_v6, exact_v6);
@@ -95,6 +97,7 @@ fn applied(mut tables: Tables, delta: &Delta) -> Tables {
 
 /// How many entries a delta has.
 fn size(delta: &Delta) -> usize {
-    let Delta { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports } = delta;
-    endpoints.len() + exact_v4.len() + exact_v6.len() + cidr_v4.len() + cidr_v6.len() + rules.len() + ports.len()
+    let Delta { endpoints, exact_v4, exact_v6, cidr_v4, cidr_v6, rules, ports, services, backends } = delta;
+    let policy = endpoints.len() + exact_v4.len() + exact_v6.len() + cidr_v4.len() + cidr_v6.len();
+    policy + rules.len() + ports.len() + services.len() + backends.len()
 }

@@ -256,6 +256,7 @@ fn stepwise_is_at_once() {
 
 #[test]
 fn stepwise_is_at_once_where_room_is_scarce() {
-    let limits = Limits { endpoints_max: 3, exact_max: 2, prefixes_max: 4, rules_max: 6, ports_max: 30 };
+    let limits =
+        Limits { endpoints_max: 3, exact_max: 2, prefixes_max: 4, rules_max: 6, ports_max: 30, ..Limits::default() };
     sequences(1_000, limits, false);
 }

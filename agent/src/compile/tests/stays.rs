@@ -205,7 +205,7 @@ fn the_next_agent_goes_on() {
         ..record(&World::new(SUBJECT, Limits::default()), 5)
     };
     let other = EndpointRecord { ifindex: 6, identity_lo: 1, number: 0, generation: 50, ..before };
-    let numbers = Numbers { class: 100, table: 200, ports: 300, rule: 400, generation: 45 };
+    let numbers = Numbers { class: 100, table: 200, ports: 300, rule: 400, generation: 45, backends: 500 };
     let mut index = Index::new(fixture::NODE);
     let mut compiler = Compiler::new(Limits::default()).start_above(numbers);
     compiler.adopt([before, other]);

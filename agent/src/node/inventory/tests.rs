@@ -8,6 +8,9 @@ const NETNS: i32 = 7;
 fn link(index: u32, name: &str, kind: LinkKind) -> Link {
     let veth = kind == LinkKind::Veth;
     Link {
+        is_up: true,
+        is_loopback: false,
+        has_link_header: true,
         index,
         name: name.into(),
         kind,

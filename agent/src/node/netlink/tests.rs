@@ -49,6 +49,9 @@ fn veth() -> Vec<Vec<u8>> {
 
 fn veth_link() -> Link {
     Link {
+        is_up: true,
+        is_loopback: false,
+        has_link_header: true,
         index: 5,
         name: "veth0".into(),
         kind: LinkKind::Veth,

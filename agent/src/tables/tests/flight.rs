@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use palisade_common::Hook;
-use palisade_common::decide::{EGRESS, INGRESS, Meeting, Tables, ask};
+use palisade_common::decide::{Meeting, OPEN_EGRESS, OPEN_INGRESS, Question, Tables, ask};
 use palisade_common::layout::{Address, EndpointRecord, RuleKey, RuleValue, Versioned};
 use palisade_common::parse::{V4, protocol};
 use palisade_common::verdict::Reason;
@@ -110,8 +110,9 @@ pub(super) fn datagram(family: u8, hook: Hook, peer: Address, port: u16) -> Vec<
 fn settled(sim: &Sim, ifindex: u32, hook: Hook, (family, peer): (u8, Address), port: u16) -> Option<bool> {
     let epoch = sim.epoch();
     let record = sim.record(sim.endpoint(ifindex)?.at(epoch)).filter(|record| record.ifindex == ifindex)?;
-    let role = if hook == Hook::FromPod { EGRESS } else { INGRESS };
-    Some(ask(sim, record, role, epoch, (family, protocol::UDP), (&peer, port)).is_allowed())
+    let what = if hook == Hook::FromPod { OPEN_EGRESS } else { OPEN_INGRESS };
+    let question = Question { peer: &peer, client: (0, 0), epoch, what, port, protocol: protocol::UDP, family };
+    Some(ask(sim, record, &question).is_allowed())
 }
 
 /// The maps before, between and after all writes of some changes; and the places among them where a change is complete.
@@ -169,7 +170,7 @@ fn fly(keep_existing: bool) {
             let mut flows = Sim::default();
             flows.keeps_existing = keep_existing;
             let bytes = datagram(peer.0, hook, peer.1, port);
-            let meeting = Meeting { hook, ifindex, from_node: false };
+            let meeting = Meeting { hook, ifindex, from_node: false, stamp: 0 };
             let steps = steps(chance, states.len());
             let tables = Moving {
                 states: &states,

@@ -140,7 +140,7 @@ fn fragment(sent: &Sent, flags_and_offset: [u8; 2]) -> Sent {
 
 /// New flows, flows that go on, their answers, and fragments.
 fn scenarios(ifindex: u32, hook: Hook, (family, peer): (u8, Address), port: u16) -> Vec<Scenario> {
-    let meeting = Meeting { hook, ifindex, from_node: false };
+    let meeting = Meeting { hook, ifindex, from_node: false, stamp: 0 };
     let sent = || Sent { bytes: datagram(family, hook, peer, port), meeting };
     let mut all = vec![
         Scenario { before: None, packet: sent(), after: sent() },

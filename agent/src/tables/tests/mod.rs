@@ -9,7 +9,7 @@ mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use palisade_common::decide::{EGRESS, Tables as _, ask};
+use palisade_common::decide::{OPEN_EGRESS, Question, Tables as _, ask};
 use palisade_common::layout::{Address, EndpointRecord, PORTS_FIRST, RECORD_NONE, RuleKey, RuleValue, Versioned};
 use palisade_common::parse::{V4, V6, protocol};
 
@@ -43,8 +43,10 @@ fn answers(sim: &Sim) -> Answers {
     };
     let records: Vec<Option<EndpointRecord>> = world::INTERFACES.map(|ifindex| record(ifindex).copied()).collect();
     let class = |(family, address): &(u8, Address)| {
-        let isolated = EndpointRecord { flags: u32::MAX, ..EndpointRecord::default() };
-        ask(sim, &isolated, EGRESS, epoch, (*family, protocol::TCP), (address, 0)).class()
+        let isolated = EndpointRecord { flags: u32::MAX, stamp: 1, ..EndpointRecord::default() };
+        let (client, what, protocol) = ((0, 0), OPEN_EGRESS, protocol::TCP);
+        let question = Question { peer: address, client, epoch, what, port: 0, protocol, family: *family };
+        ask(sim, &isolated, &question).class()
     };
     let classes: Vec<u32> = probes.iter().map(class).collect();
     let met: BTreeSet<u32> = classes.iter().copied().collect();

@@ -1,9 +1,10 @@
 //! What tables on the move have in common: a packet asks what changes write, which moves, and what is remembered, which does not.
 
 use palisade_common::Hook;
-use palisade_common::decide::{Meeting, Ruling, Tables, decide};
+use palisade_common::decide::{Meeting, Ruling, ServiceCount, Tables, decide};
 use palisade_common::layout::{
-    Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, RuleKey, RuleValue, Versioned,
+    Address, Backends, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, RuleKey, RuleValue, ServiceKey,
+    Versioned,
 };
 use palisade_common::parse::{self, Packet, V4};
 
@@ -86,6 +87,26 @@ impl<W: Written> Tables for Whole<'_, W> {
 
     fn port(&self, ports: u32, protocol: u8, port: u16) -> Option<u32> {
         self.0.port(ports, protocol, port)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Versioned> {
+        self.0.flows().service(key)
+    }
+
+    fn backends(&self, row: u32) -> Option<&Backends> {
+        self.0.flows().backends(row)
+    }
+
+    fn stamp_owner(&self, stamp: u16) -> Option<u32> {
+        self.0.flows().stamp_owner(stamp)
+    }
+
+    fn exits_missing(&self) -> bool {
+        self.0.flows().exits_missing
+    }
+
+    fn count_service(&self, what: ServiceCount) {
+        self.0.flows().count_service(what);
     }
 
     fn flow(&self, key: &FlowKey) -> Option<SimFlow<'_>> {

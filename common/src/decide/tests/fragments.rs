@@ -16,12 +16,14 @@ fn record(flags: u32) -> EndpointRecord {
 
 fn later(tables: &Stub, record: &EndpointRecord, protocol: u8, fragment_offset: u32) -> Reason {
     let packet = Packet { family: V4, protocol, fragment_offset, ..Packet::default() };
-    later_fragment(&flow::At::new(tables, record, &packet, EPOCH, Hook::ToPod))
+    later_fragment(&flow::At::new(tables, record, &packet, EPOCH, Hook::ToPod), None).reason()
 }
 
 #[test]
 fn a_later_fragment_follows_its_first() {
-    let judged = |epoch, generation| Some(FragmentValue { judged: Judgement { epoch, generation }, seen: SECOND });
+    let judged = |epoch, generation| {
+        Some(FragmentValue { judged: Judgement { epoch, generation }, seen: SECOND, forward: 0, pad: 0 })
+    };
     let (now, before) = (judged(EPOCH, GENERATION), judged(EPOCH - 1, GENERATION));
     let (last, too_late) = (61 * SECOND, 61 * SECOND + 1);
     for (name, first, keeps, time, wanted) in [
@@ -43,7 +45,8 @@ fn a_later_fragment_follows_its_first() {
 #[test]
 fn a_later_fragment_does_not_reach_into_the_header() {
     let judged = Judgement { epoch: EPOCH, generation: GENERATION };
-    let tables = Stub { fragment: Some(FragmentValue { judged, seen: 0 }).into(), ..Stub::default() };
+    let tables =
+        Stub { fragment: Some(FragmentValue { judged, seen: 0, forward: 0, pad: 0 }).into(), ..Stub::default() };
     for (protocol, header) in [(protocol::TCP, 20), (protocol::SCTP, 16), (protocol::UDP, 8), (47, 8)] {
         for (offset, wanted) in [
             (header - 1, Reason::Malformed),
@@ -59,7 +62,7 @@ fn a_later_fragment_does_not_reach_into_the_header() {
 /// Where FRAGMENTS takes no entry the first does not pass either: the others would be lost.
 #[test]
 fn a_first_fragment_passes_if_it_is_remembered() {
-    let meeting = Meeting { hook: Hook::FromPod, ifindex: 5, from_node: false };
+    let meeting = Meeting { hook: Hook::FromPod, ifindex: 5, from_node: false, stamp: 0 };
     for (traits, takes_fragments, epoch, wanted) in [
         (packet_trait::FRAGMENT_FIRST, true, EPOCH, Reason::Allowed),
         (packet_trait::FRAGMENT_FIRST, false, EPOCH, Reason::Unremembered),
@@ -81,7 +84,7 @@ fn a_first_fragment_passes_if_it_is_remembered() {
 /// The protocol of an IPv6 later fragment is what its fragment header says, which the first's chain may go on from.
 #[test]
 fn fragments_of_ipv6_are_found_without_their_protocol() {
-    let meeting = Meeting { hook: Hook::FromPod, ifindex: 5, from_node: false };
+    let meeting = Meeting { hook: Hook::FromPod, ifindex: 5, from_node: false, stamp: 0 };
     for (family, wanted) in [(V4, protocol::UDP), (V6, 0)] {
         let tables = Stub { takes_fragments: true, epoch: EPOCH, ..Stub::default() };
         let traits = packet_trait::FRAGMENT_FIRST;

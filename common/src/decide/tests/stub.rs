@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::vec::Vec;
 
-use crate::decide::{Answer, FlowEntry, Question, Tables};
+use crate::decide::policy::{IS_SERVICE, OPEN_INGRESS};
+use crate::decide::{Answer, FlowEntry, Question, ServiceCount, Tables, answer};
 use crate::layout::{
-    Address, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, RuleKey, RuleValue, Versioned,
+    Address, Backends, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement, RuleKey, RuleValue,
+    ServiceKey, Versioned,
 };
 use crate::parse::Packet;
 use crate::verdict::Hook;
@@ -63,6 +65,15 @@ pub struct Stub {
     pub connected: Option<bool>,
     /// Numbers of the tables in which a rule admits everything.
     pub admitting: Vec<u32>,
+    /// A table in which a rule admits one port.
+    pub admitting_port: Option<(u32, u16)>,
+    pub services: Vec<(ServiceKey, u32)>,
+    /// Found by any row.
+    pub backends: Option<Backends>,
+    /// Interfaces by stamp.
+    pub stamps: Vec<u32>,
+    pub exits_missing: bool,
+    pub counted: RefCell<Vec<ServiceCount>>,
 }
 
 impl Tables for Stub {
@@ -102,6 +113,26 @@ impl Tables for Stub {
 
     fn port(&self, _ports: u32, _protocol: u8, _port: u16) -> Option<u32> {
         self.port_rule
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Versioned> {
+        self.services.iter().find(|(known, _)| known == key).map(|(_, number)| Versioned::constant(*number))
+    }
+
+    fn backends(&self, _row: u32) -> Option<&Backends> {
+        self.backends.as_ref()
+    }
+
+    fn stamp_owner(&self, stamp: u16) -> Option<u32> {
+        self.stamps.get(usize::from(stamp)).copied().filter(|ifindex| *ifindex != 0)
+    }
+
+    fn exits_missing(&self) -> bool {
+        self.exits_missing
+    }
+
+    fn count_service(&self, what: ServiceCount) {
+        self.counted.borrow_mut().push(what);
     }
 
     fn flow(&self, key: &FlowKey) -> Option<Entry> {
@@ -147,8 +178,13 @@ impl Tables for Stub {
         true
     }
 
-    fn answer(&self, question: &Question) -> Answer {
-        if self.admitting.contains(&question.table.table) { Answer::ALLOWED } else { Answer::NONE }
+    fn answer(&self, question: &Question<'_>, record: &EndpointRecord) -> Answer {
+        if question.what == IS_SERVICE {
+            return answer(self, question, record);
+        }
+        let table = if question.what == OPEN_INGRESS { record.ingress } else { record.egress };
+        let admits_port = self.admitting_port == Some((table.table, question.port));
+        if admits_port || self.admitting.contains(&table.table) { Answer::ALLOWED } else { Answer::NONE }
     }
 }
 
@@ -191,6 +227,10 @@ impl FlowEntry for Entry {
 
     fn fin_next(&self, sender: usize) -> u32 {
         self.0.get().fin_next[sender]
+    }
+
+    fn client(&self) -> (u32, u32) {
+        (self.0.get().client, self.0.get().client_generation)
     }
 
     fn revoked(&self) -> u32 {

@@ -30,6 +30,10 @@ fn flags(at: &At<'_, Stub>, [by_sender, by_receiver]: [bool; 2], others: u32) ->
     opened(at.sender, by_sender) | opened(1 - at.sender, by_receiver) | others
 }
 
+fn ruling(forward: bool, kept: bool) -> Ruling {
+    Ruling::of(if kept { Reason::Kept } else { Reason::Allowed }).remembering(forward)
+}
+
 #[test]
 fn what_the_node_sends_is_remembered_as_its_own() {
     const NODE: u32 = flow_flag::NODE;
@@ -118,7 +122,7 @@ fn an_entry_that_is_judged_anew_by_a_fin() {
         let (packet, record) = (packet(protocol::TCP, tcp_flag::FIN | tcp_flag::ACK, ports), record());
         let tables = Stub { epoch: EPOCH, now: NOW, ..Stub::default() };
         let at = At::new(&tables, &record, &packet, EPOCH, Hook::ToPod);
-        stamp(&at, &Entry::new(0, THEN), true, false);
+        stamp(&at, &Entry::new(0, THEN), ruling(true, false));
         let after = tables.flow(&at.key).expect("it is there");
         assert_eq!(after.flags(), (flow_flag::OPENED | flow_flag::FIN) << at.sender);
         assert_eq!(after.fin_next(at.sender), 1);
@@ -152,7 +156,7 @@ fn an_entry_that_is_judged_anew() {
                 let tables = Stub { epoch: EPOCH, now: SOON, ..Stub::default() };
                 let at = At::new(&tables, &record, &packet, EPOCH, hook);
                 let value = FlowValue { flags: before, fin_next: [8, 9], seen: THEN, ..FlowValue::default() };
-                assert!(stamp(&at, &Entry::of(value), forward, kept));
+                assert!(stamp(&at, &Entry::of(value), ruling(forward, kept)));
                 let (opener, role) =
                     if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
                 let kept = if kept { flow_flag::KEPT } else { 0 };
@@ -181,7 +185,7 @@ fn a_judgement_made_anew_is_not_revoked() {
         for (own_opener, own_role) in [(0, EGRESS), (0, INGRESS), (1, EGRESS), (1, INGRESS)] {
             let before = revoked(100, own_opener, own_role);
             let entry = Entry::of(FlowValue { revoked: before, seen: THEN, ..FlowValue::default() });
-            stamp(&at, &entry, forward, false);
+            stamp(&at, &entry, ruling(forward, false));
             let after = tables.flow(&at.key).expect("it is there").revoked();
             let same = (own_opener, own_role) == (opener, role);
             assert_eq!(after, if same { 0 } else { before }, "{hook:?}, {forward}, {own_opener}, {own_role}");

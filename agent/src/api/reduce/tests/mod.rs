@@ -7,7 +7,7 @@ mod policies;
 use super::object;
 use crate::facts::{
     Change, Namespaces, NodeFacts, Operator, Peer, Peers, PodFacts, PolicyFacts, PortMatch, Ports, Rule, Selector,
-    Update,
+    ServiceFacts, ServicePort, TargetPort, Update,
 };
 
 /// The one place that calls the code.
@@ -36,6 +36,9 @@ fn show(Update { change, faults }: &Update) -> String {
         Change::Policy(name, facts) => {
             format!("{name}: {}", facts.as_ref().map_or_else(|| "gone".to_owned(), policy))
         }
+        Change::Service(name, facts) => {
+            format!("{name}: {}", facts.as_ref().map_or_else(|| "gone".to_owned(), service))
+        }
         Change::Node(name, facts) => format!("{name}: {}", facts.as_ref().map_or_else(|| "gone".to_owned(), node)),
         Change::Relist(kind) | Change::Relisted(kind) => kind.name().to_owned(),
     };
@@ -44,15 +47,34 @@ fn show(Update { change, faults }: &Update) -> String {
 }
 
 fn pod(pod: &PodFacts) -> String {
-    let PodFacts { name: _, uid: _, labels, addresses, ports, node, host_network, finished } = pod;
+    let PodFacts { name: _, uid: _, labels, addresses, ports, host_ports, node, host_network, finished } = pod;
     let labels = join(labels.iter().map(|(key, value)| format!("{key}={value}")), ",");
     let addresses = join(addresses.iter().map(ToString::to_string), ",");
     let ports = join(ports.iter().map(|port| format!("{}={}/{}", port.name, port.protocol.name(), port.port)), ",");
     let mut parts = vec![format!("[{labels}]"), format!("[{addresses}]"), format!("[{ports}]")];
+    let ends = host_ports.iter().map(|port| match port.address {
+        Some(address) => format!("{}/{}/{address}", port.protocol.name(), port.port),
+        None => format!("{}/{}", port.protocol.name(), port.port),
+    });
+    parts.extend((!host_ports.is_empty()).then(|| format!("host ports {}", join(ends, ","))));
     parts.extend(node.as_ref().map(|node| format!("on {node}")));
     parts.extend(host_network.then(|| "host".to_owned()));
     parts.extend(finished.then(|| "finished".to_owned()));
     parts.join(" ")
+}
+
+fn service(ServiceFacts { name: _, addresses, ports, selector }: &ServiceFacts) -> String {
+    let port = |ServicePort { protocol, port, node_port, target }: &ServicePort| {
+        let target = match target {
+            TargetPort::Number(target) => target.to_string(),
+            TargetPort::Named(name) => name.to_string(),
+        };
+        let node_port = node_port.map_or(String::new(), |port| format!(" node {port}"));
+        format!("{}/{port}{node_port} to {target}", protocol.name())
+    };
+    let addresses = join(addresses.iter().map(ToString::to_string), ",");
+    let selector = selector.iter().flat_map(|labels| labels.iter()).map(|(key, value)| format!("{key}={value}"));
+    format!("[{addresses}] [{}] [{}]", join(ports.iter().map(port), ","), join(selector, ","))
 }
 
 fn node(NodeFacts { name: _, addresses, pod_cidrs }: &NodeFacts) -> String {

@@ -56,6 +56,18 @@ fn pods_of_a_workload_share_labels_and_ports() {
 type Row = (&'static str, &'static str, &'static str);
 
 const PODS: &[Row] = &[
+    (
+        "host ports",
+        "metadata: {name: h, namespace: a, uid: u}\nspec: {nodeName: n, containers: [{ports: [{containerPort: 80, hostPort: 8080}, \
+         {containerPort: 53, hostPort: 53, protocol: UDP, hostIP: 192.0.2.1}, {containerPort: 1, hostPort: 1, hostIP: 0.0.0.0}, \
+         {containerPort: 2, hostPort: 0}, {containerPort: 3, hostPort: 3, hostIP: x}]}]}",
+        "a/h u: [] [] [] host ports TCP/1,TCP/8080,UDP/53/192.0.2.1 on n",
+    ),
+    (
+        "ports of the node itself are not translated",
+        "metadata: {name: h, namespace: a, uid: u}\nspec: {nodeName: n, hostNetwork: true, containers: [{ports: [{containerPort: 80, hostPort: 80}]}]}",
+        "a/h u: [] [] [] on n host",
+    ),
     ("the least", "metadata: {name: a}", "default/a folder:default/a: [] [] []"),
     ("namespace empty", "metadata: {name: a, namespace: ''}", "default/a folder:default/a: [] [] []"),
     ("identity", "metadata: {name: a, namespace: n, uid: u-1}", "n/a u-1: [] [] []"),
@@ -188,8 +200,44 @@ const NODES: &[Row] = &[
     ),
 ];
 
+#[test]
+fn services() {
+    for (what, body, expected) in SERVICES {
+        check(what, &format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\n{body}"), expected);
+    }
+}
+
+const SERVICES: &[Row] = &[
+    (
+        "of both families, with every kind of target",
+        "spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1, 'fd00:96::1'], selector: {app: web}, ports: [{port: 80}, \
+         {port: 81, targetPort: 8081}, {port: 82, targetPort: http, nodePort: 30082}, {port: 53, protocol: UDP, targetPort: 0}]}",
+        "a/s: [10.96.0.1,fd00:96::1] [TCP/80 to 80,TCP/81 to 8081,TCP/82 node 30082 to http,UDP/53 to 53] [app=web]",
+    ),
+    ("headless", "spec: {clusterIP: None, ports: [{port: 80}]}", "a/s: [] [TCP/80 to 80] []"),
+    ("an alias", "spec: {type: ExternalName, clusterIP: '', externalName: example.org}", "a/s: [] [] []"),
+    (
+        "from outside",
+        "spec: {clusterIP: 10.96.0.1, externalIPs: [192.0.2.1], ports: [{port: 80}]}\n\
+         status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}, {ip: 192.0.2.4, ipMode: Proxy}, {hostname: x}]}}",
+        "a/s: [10.96.0.1,192.0.2.1,192.0.2.2,192.0.2.3] [TCP/80 to 80] []",
+    ),
+    (
+        "what is none",
+        "spec: {clusterIP: x, clusterIPs: [1], selector: {app: 1}, ports: [{port: 0}, {port: 80}, {port: 81, nodePort: 99999}, \
+         {port: 82, protocol: ICMP}, {port: 83, targetPort: []}]}",
+        "a/s: [] [TCP/80 to 80] [] ! spec.clusterIP ! spec.clusterIPs[0] ! spec.ports[0] ! spec.ports[2] ! spec.ports[3] \
+         ! spec.ports[4] ! spec.selector",
+    ),
+    (
+        "nothing in its places",
+        "spec: {externalIPs: x, ports: 1, selector: []}",
+        "a/s: [] [] [] ! spec.externalIPs ! spec.ports ! spec.selector",
+    ),
+];
+
 const OTHERS: &[Row] = &[
-    ("a Service", "{apiVersion: v1, kind: Service, metadata: {name: a}}", "nothing"),
+    ("a ConfigMap", "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}", "nothing"),
     ("a Deployment", "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}}", "nothing"),
     (
         "another vendor's policy",

@@ -1,0 +1,38 @@
+//! Devices by which packets leave the node, and the node's own addresses.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::{Interface, Inventory, LinkKind, is_link_local};
+use crate::facts::Device;
+
+/// kube-proxy in its ipvs mode gives this one every Service's address, and takes what goes to them away before any process has it.
+const IPVS_DEVICE: &str = "kube-ipvs0";
+
+impl Inventory {
+    /// Every device of the node but loopback, what is the pods', and ports of other bridges, whose packets the bridge has seen.
+    pub fn devices(&self) -> Vec<Device> {
+        let bridges = self.bridge_indices();
+        let is_bridge = |index: &u32| self.interfaces.get(index).is_some_and(|it| it.link.kind == LinkKind::Bridge);
+        let leaves = |interface: &&Interface| {
+            let link = &interface.link;
+            let is_port = link.kind == LinkKind::Veth && link.master.as_ref().is_some_and(is_bridge);
+            !link.is_loopback && !interface.claimed && !bridges.contains(&link.index) && !is_port
+        };
+        let device = |Interface { link, .. }: &Interface| Device {
+            ifindex: link.index,
+            name: link.name.clone(),
+            up: link.is_up,
+            has_link_header: link.has_link_header,
+            is_veth: link.kind == LinkKind::Veth,
+        };
+        self.interfaces.values().filter(leaves).map(device).collect()
+    }
+
+    /// Addresses to which something is delivered on the node itself.
+    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let ipvs = |index: &u32| self.interfaces.get(index).is_some_and(|it| &*it.link.name == IPVS_DEVICE);
+        let own = self.own.iter().filter(|(index, address)| !ipvs(index) && !is_link_local(*address));
+        own.map(|(_, address)| *address).collect()
+    }
+}
