@@ -127,9 +127,7 @@ fn ports(spec: &PodSpec, faults: &mut Faults) -> (BTreeSet<NamedPort>, BTreeSet<
             if !sidecars_only || is_sidecar(&container) {
                 let path = format!("spec.{list}[{index}].ports");
                 container_ports(&container.ports, &path, &mut ports, faults);
-                host_ports.extend(
-                    container.ports.found().into_iter().flatten().filter_map(|port| host_port(&port.or_empty())),
-                );
+                container_host_ports(&container.ports, &path, &mut host_ports, faults);
             }
         }
     }
@@ -137,6 +135,27 @@ fn ports(spec: &PodSpec, faults: &mut Faults) -> (BTreeSet<NamedPort>, BTreeSet<
 }
 
 /// What cannot be understood is not known: that opens nothing.
+fn container_host_ports(
+    entries: &List<Record<ContainerPort>>,
+    path: &str,
+    ports: &mut BTreeSet<HostPort>,
+    faults: &mut Faults,
+) {
+    for (index, entry) in entries.found().into_iter().flatten().enumerate() {
+        let entry = entry.or_empty();
+        if matches!(entry.host_port, Lax::Missing | Lax::Found(0)) {
+            continue;
+        }
+        match host_port(&entry) {
+            Some(port) => drop(ports.insert(port)),
+            None => faults.add(
+                format!("{path}[{index}].hostPort"),
+                "this is no valid port or address of the node: pods with an egress policy reach it only if that admits the address as it is",
+            ),
+        }
+    }
+}
+
 fn host_port(entry: &ContainerPort) -> Option<HostPort> {
     let port = u16::try_from(*entry.host_port.found()?).ok().filter(|number| *number != 0)?;
     let address = match &entry.host_ip {

@@ -16,11 +16,16 @@ pub fn reduce(shape: &ServiceShape, interner: &mut Interner) -> Result<Update, F
     let name = meta::namespaced_name(Kind::Service, &metadata)?;
     let mut faults = Faults::new(Kind::Service, name.to_string());
     let spec = shape.spec.or_empty();
+    let addresses = addresses(&spec, &shape.status.or_empty(), &mut faults);
+    let ports = ports(&spec, &mut faults);
+    // An ExternalName is an alias in DNS, and of a headless Service nothing is translated, whatever else it says.
     let is_alias = spec.kind.found().is_some_and(|kind| kind == "ExternalName");
+    let is_headless = spec.cluster_ip.found().is_none_or(|text| text.is_empty() || text == "None");
+    let translated = !is_alias && !is_headless;
     let facts = ServiceFacts {
         name: name.clone(),
-        addresses: if is_alias { Vec::new() } else { addresses(&spec, &shape.status.or_empty(), &mut faults) },
-        ports: if is_alias { Vec::new() } else { ports(&spec, &mut faults) },
+        addresses: if translated { addresses } else { Vec::new() },
+        ports: if translated { ports } else { Vec::new() },
         selector: selector(&spec, &mut faults).map(|labels| interner.labels(labels)),
     };
     Ok(Update { change: Change::Service(name, Some(facts)), faults: faults.into_vec() })
@@ -42,6 +47,9 @@ fn addresses(spec: &ServiceSpec, status: &ServiceStatus, faults: &mut Faults) ->
         texts.extend(entries.map(|(index, text)| (format!("{field}[{index}]"), text.clone())));
     }
     let balancer = status.load_balancer.or_empty();
+    if status.load_balancer.is_wrong() || balancer.ingress.is_wrong() {
+        faults.add("status.loadBalancer.ingress", "these are a list, the Service is not known by them");
+    }
     for (index, entry) in balancer.ingress.found().into_iter().flatten().enumerate() {
         let entry = entry.or_empty();
         // With Proxy the node sends packets to the load balancer itself.

@@ -61,7 +61,7 @@ const PODS: &[Row] = &[
         "metadata: {name: h, namespace: a, uid: u}\nspec: {nodeName: n, containers: [{ports: [{containerPort: 80, hostPort: 8080}, \
          {containerPort: 53, hostPort: 53, protocol: UDP, hostIP: 192.0.2.1}, {containerPort: 1, hostPort: 1, hostIP: 0.0.0.0}, \
          {containerPort: 2, hostPort: 0}, {containerPort: 3, hostPort: 3, hostIP: x}]}]}",
-        "a/h u: [] [] [] host ports TCP/1,TCP/8080,UDP/53/192.0.2.1 on n",
+        "a/h u: [] [] [] host ports TCP/1,TCP/8080,UDP/53/192.0.2.1 on n ! spec.containers[0].ports[4].hostPort",
     ),
     (
         "ports of the node itself are not translated",
@@ -214,7 +214,11 @@ const SERVICES: &[Row] = &[
          {port: 81, targetPort: 8081}, {port: 82, targetPort: http, nodePort: 30082}, {port: 53, protocol: UDP, targetPort: 0}]}",
         "a/s: [10.96.0.1,fd00:96::1] [TCP/80 to 80,TCP/81 to 8081,TCP/82 node 30082 to http,UDP/53 to 53] [app=web]",
     ),
-    ("headless", "spec: {clusterIP: None, ports: [{port: 80}]}", "a/s: [] [TCP/80 to 80] []"),
+    (
+        "headless",
+        "spec: {clusterIP: None, externalIPs: [192.0.2.1], ports: [{port: 80, nodePort: 30080}]}",
+        "a/s: [] [] []",
+    ),
     ("an alias", "spec: {type: ExternalName, clusterIP: '', externalName: example.org}", "a/s: [] [] []"),
     (
         "from outside",
