@@ -286,3 +286,44 @@ fn moves_and_losses() {
     // An answer that comes after its interface has gone is nobody's.
     check(&mut inventory, [Event::LinkGone(4), answer(port(4, "v", 3), 1, "")], &["4 gone"]);
 }
+
+fn device_names(inventory: &Inventory) -> String {
+    inventory.devices().iter().map(|device| &*device.name).collect::<Vec<_>>().join(" ")
+}
+
+/// What is sent by these has been seen by nobody else.
+#[test]
+fn devices_by_which_packets_leave() {
+    let mut inventory = Inventory::new(None);
+    let other = |index, name| Event::Link(link(index, name, LinkKind::Other));
+    let loopback = Link { is_loopback: true, ..link(1, "lo", LinkKind::Other) };
+    for (event, expected) in [
+        (Event::Link(loopback), ""),
+        (other(2, "eth0"), "eth0"),
+        (bridge(3, "cni0"), "eth0"),
+        // A veth that is nobody's yet may lead anywhere.
+        (Event::Link(veth(4, "veth-a")), "eth0 veth-a"),
+        (Event::Link(port(4, "veth-a", 3)), "eth0"),
+        (bridge(5, "docker0"), "eth0 docker0"),
+        (Event::Link(port(6, "veth-c", 5)), "eth0 docker0"),
+        // A port of a bond, not of a bridge.
+        (Event::Link(port(7, "veth-d", 2)), "eth0 docker0 veth-d"),
+        (Event::Link(Link { master: Some(5), ..link(8, "eth1", LinkKind::Other) }), "eth0 docker0 veth-d eth1"),
+        (Event::LinkGone(2), "docker0 veth-d eth1"),
+    ] {
+        inventory.apply(event);
+        inventory.changes();
+        assert_eq!(device_names(&inventory), expected);
+    }
+}
+
+#[test]
+fn addresses_of_the_node() {
+    let mut inventory = Inventory::new(None);
+    inventory.apply(Event::Link(link(2, "eth0", LinkKind::Other)));
+    inventory.apply(Event::Link(link(3, "kube-ipvs0", LinkKind::Other)));
+    let own = [(2, "192.0.2.1"), (3, "10.96.0.1"), (9, "fd00::1"), (2, "fe80::1"), (2, "192.0.2.2")];
+    inventory.apply(Event::Own(own.map(|(index, text)| (index, text.parse().expect("an address"))).into()));
+    let told: Vec<String> = inventory.own_addresses().iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["192.0.2.1", "192.0.2.2", "fd00::1"]);
+}

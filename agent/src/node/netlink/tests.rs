@@ -20,8 +20,14 @@ fn message(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 fn link_message(kind: u16, family: u8, attributes: &[Vec<u8>]) -> Vec<u8> {
+    link_message_of(kind, family, (libc::ARPHRD_ETHER, libc::IFF_UP), attributes)
+}
+
+fn link_message_of(kind: u16, family: u8, (layer, flags): (u16, i32), attributes: &[Vec<u8>]) -> Vec<u8> {
     let mut header = link_header(5);
     header[0] = family;
+    header[2..4].copy_from_slice(&layer.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
     message(kind, 0, &[header.to_vec(), attributes.concat()].concat())
 }
 
@@ -83,6 +89,21 @@ fn links() {
         bodies(&link_message(RTM_NEWLINK, unspec, &other)),
         [Body::Link(Link { name: "eth\u{fffd}".into(), ..none })]
     );
+}
+
+#[test]
+fn what_a_links_header_says() {
+    for (layer, flags, [is_up, is_loopback, has_link_header]) in [
+        (libc::ARPHRD_ETHER, 0, [false, false, true]),
+        (libc::ARPHRD_ETHER, libc::IFF_UP | libc::IFF_RUNNING, [true, false, true]),
+        (libc::ARPHRD_LOOPBACK, libc::IFF_UP | libc::IFF_LOOPBACK, [true, true, false]),
+        (libc::ARPHRD_NONE, libc::IFF_UP, [true, false, false]),
+        (libc::ARPHRD_TUNNEL, libc::IFF_RUNNING, [false, false, false]),
+    ] {
+        let link = Link { is_up, is_loopback, has_link_header, ..veth_link() };
+        let message = link_message_of(RTM_NEWLINK, libc::AF_UNSPEC as u8, (layer, flags), &veth());
+        assert_eq!(bodies(&message), [Body::Link(link)], "{layer} {flags:#x}");
+    }
 }
 
 #[test]
