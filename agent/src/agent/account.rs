@@ -55,7 +55,8 @@ impl Agent {
         let exits = exits.into_iter().filter(|_| self.synced).map(move |missing| {
             fault(format!("what pods with an egress policy send to Services is refused: {missing}"))
         });
-        stuck.chain(failed).chain(behind).chain(exits)
+        let marks = self.marks.faults(&self.mark_rules).into_iter().map(fault);
+        stuck.chain(failed).chain(behind).chain(exits).chain(marks)
     }
 
     pub(super) fn tell_faults(&mut self) {

@@ -5,6 +5,7 @@
 mod account;
 mod attachments;
 mod exits;
+mod marks;
 mod retry;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Instant as Clock;
 
 use ipnet::IpNet;
+use palisade_common::Reason;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -27,6 +29,7 @@ use crate::observe::metrics::Metrics;
 use crate::observe::{self, Fill, refusal};
 use attachments::Attachments;
 use exits::Exits;
+use marks::{Counts, Marks};
 use retry::Retry;
 
 /// Where the agent tells of itself.
@@ -47,6 +50,9 @@ pub struct Agent {
     signals: Signals,
     attachments: Attachments,
     exits: Exits,
+    marks: Marks,
+    /// Routing rules that use the stamp's bits.
+    mark_rules: Vec<String>,
     /// Whose sockets are this node's.
     cgroup: PathBuf,
     /// An earlier agent ran here: whatever is new to us is younger than enforcement on this node.
@@ -100,6 +106,8 @@ impl Agent {
             signals,
             attachments: Attachments::default(),
             exits: Exits::default(),
+            marks: Marks::default(),
+            mark_rules: Vec::new(),
             cgroup: config.cgroup.clone(),
             faults: BTreeMap::new(),
             relisted: BTreeMap::new(),
@@ -201,7 +209,23 @@ impl Agent {
             }
         }
         self.verify_exits();
+        self.look_at_marks();
         self.after_attaching();
+    }
+
+    fn look_at_marks(&mut self) {
+        let maps = self.kernel.maps();
+        let hairpins = |counters: Vec<(Reason, u64)>| {
+            counters.into_iter().find(|(reason, _)| *reason == Reason::Hairpin).map_or(0, |(_, packets)| packets)
+        };
+        match maps.flow_stats().and_then(|stats| Ok(Counts::new(&stats, hairpins(maps.counters()?)))) {
+            Ok(counts) => self.marks.look(counts),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "reading what was counted of marks"),
+        }
+        match self.kernel.routing_rules() {
+            Ok(rules) => self.mark_rules = rules,
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "whether others use the mark"),
+        }
     }
 
     fn after_attaching(&mut self) {
@@ -343,6 +367,7 @@ impl Agent {
             Err(error) => tracing::warn!(error = format!("{error:#}"), "reading pinned links"),
         }
         self.sweep_exits();
+        self.look_at_marks();
         self.check_node_name();
         tracing::info!(
             endpoints = self.attachments.len(),

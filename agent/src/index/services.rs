@@ -106,7 +106,7 @@ impl Services {
     pub(super) fn touched_by(&self, pods: [Option<&PodFacts>; 2]) -> BTreeSet<Front> {
         let selects = |facts: &&ServiceFacts| pods.iter().flatten().any(|pod| selects(facts, pod));
         let touched = self.local.iter().filter_map(|name| self.all.get(name)).filter(selects);
-        touched.flat_map(|facts| fronts_of(facts)).filter(|front| front.address.is_some()).collect()
+        touched.flat_map(fronts_of).filter(|front| front.address.is_some()).collect()
     }
 
     pub(super) fn all_fronts(&self) -> impl Iterator<Item = Front> {

@@ -14,7 +14,7 @@ use super::pins::PinDir;
 use super::{DELIVER, EXIT_LINK, EXIT_RAW, Standing, program_mut};
 
 /// CGROUP2_SUPER_MAGIC, linux/magic.h.
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
+const CGROUP2_MAGIC: i128 = 0x6367_7270;
 
 /// Which program a device needs.
 pub(super) const fn program_of(has_link_header: bool) -> &'static str {
@@ -77,7 +77,7 @@ pub(super) fn attach_deliver(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path) -> a
 fn cgroup2(folder: &Path) -> anyhow::Result<PathBuf> {
     for candidate in [folder.to_owned(), folder.join("unified")] {
         match rustix::fs::statfs(&candidate) {
-            Ok(stat) if stat.f_type as i64 == CGROUP2_MAGIC => return Ok(candidate),
+            Ok(stat) if i128::from(stat.f_type) == CGROUP2_MAGIC => return Ok(candidate),
             _ => {}
         }
     }

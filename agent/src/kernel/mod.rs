@@ -14,6 +14,7 @@ mod link;
 mod maps;
 mod pins;
 mod qdisc;
+mod routing_rules;
 mod sizes;
 mod stamp_mask;
 mod syscall;
@@ -88,6 +89,7 @@ pub struct Kernel {
     /// Writes that failed when a change was taken back or cleaned up after, in their order.
     unfinished: Vec<Write>,
     mode: AttachMode,
+    stamp_mask: StampMask,
 }
 
 /// What came of a change.
@@ -128,7 +130,17 @@ impl Kernel {
         let mode = mode.resolve()?;
         let holds = |map: &str| held[map];
         let (sizes, other_sizes) = (sizes.within(holds), sizes.others(holds));
-        Ok(Self { ebpf, maps, pins, sizes, other_sizes, installed, unfinished: Vec::new(), mode })
+        Ok(Self {
+            ebpf,
+            maps,
+            pins,
+            sizes,
+            other_sizes,
+            installed,
+            unfinished: Vec::new(),
+            mode,
+            stamp_mask: settings.stamp_mask,
+        })
     }
 
     /// What the maps hold by now.
@@ -271,6 +283,11 @@ impl Kernel {
         self.maps.config.store_exits_missing(missing);
         let write = self.installed.raise_epoch();
         self.maps.write(&write)
+    }
+
+    /// Routing rules of the node that use bits of the stamp's mask.
+    pub fn routing_rules(&self) -> anyhow::Result<Vec<String>> {
+        routing_rules::with_mark_bits(self.stamp_mask.bits()).context("listing the node's routing rules")
     }
 
     pub fn program_mut(&mut self, name: &str) -> anyhow::Result<&mut SchedClassifier> {

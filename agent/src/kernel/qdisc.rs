@@ -48,16 +48,31 @@ impl Requests {
         self.ask(libc::RTM_GETTFILTER, libc::NLM_F_DUMP as u16, ifindex, (0, parent))
     }
 
+    /// One message, struct fib_rule_hdr and attributes, for each routing rule of a family.
+    pub(super) fn rules(&mut self, family: u8) -> io::Result<Vec<Vec<u8>>> {
+        let mut request = [0; 16 + 12];
+        request[4..6].copy_from_slice(&libc::RTM_GETRULE.to_ne_bytes());
+        request[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+        request[16] = family;
+        self.exchange(&mut request)
+    }
+
     /// Asks; the messages of the answer without its end.
     fn ask(&mut self, kind: u16, flags: u16, ifindex: u32, (handle, parent): (u32, u32)) -> io::Result<Vec<Vec<u8>>> {
         let mut request = [0; REQUEST];
-        request[0..4].copy_from_slice(&(REQUEST as u32).to_ne_bytes());
         request[4..6].copy_from_slice(&kind.to_ne_bytes());
         request[6..8].copy_from_slice(&(flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
         request[20..24].copy_from_slice(&ifindex.to_ne_bytes());
         request[24..28].copy_from_slice(&handle.to_ne_bytes());
         request[28..32].copy_from_slice(&parent.to_ne_bytes());
-        self.socket.send_to(&request, &SocketAddr::new(0, 0), 0)?;
+        self.exchange(&mut request)
+    }
+
+    /// Sends the request, whose length is filled in.
+    fn exchange(&mut self, request: &mut [u8]) -> io::Result<Vec<Vec<u8>>> {
+        let length = request.len() as u32;
+        request[0..4].copy_from_slice(&length.to_ne_bytes());
+        self.socket.send_to(request, &SocketAddr::new(0, 0), 0)?;
         let mut messages = Vec::new();
         loop {
             let mut datagram = Vec::with_capacity(DATAGRAM_MAX);

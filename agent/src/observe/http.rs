@@ -92,6 +92,8 @@ fn answer(method: &Method, path: &str, metrics: &Metrics, readiness: &Readiness)
 
 #[cfg(test)]
 mod tests {
+    use palisade_common::layout::FlowStats;
+
     use std::collections::BTreeMap;
 
     use palisade_common::Reason;
@@ -159,6 +161,12 @@ mod tests {
     async fn numbers() {
         let snapshot = || {
             Ok(Snapshot {
+                services: FlowStats {
+                    service_answered: 7,
+                    service_judged: 8,
+                    foreign_marks: 9,
+                    ..FlowStats::default()
+                },
                 packets: BTreeMap::from([(Reason::NoRule, 7)]),
                 events_lost: 3,
                 midstream: 2,
@@ -194,6 +202,9 @@ mod tests {
                 "palisade_apply_failures_total 1",
                 "palisade_events_lost_total 3",
                 "palisade_midstream_total 2",
+                "palisade_service_flows_answered_total 7",
+                "palisade_service_flows_judged_total 8",
+                "palisade_foreign_marks_total 9",
                 r#"palisade_map_entries{map="FLOWS"} 5"#,
                 r#"palisade_map_entries_max{map="FLOWS"} 1024"#,
                 "palisade_snapshot_failures_total 0",
@@ -203,7 +214,7 @@ mod tests {
             }
             let types = lines.iter().filter(|line| line.starts_with("# TYPE")).count();
             assert_eq!(types, lines.iter().filter(|line| line.starts_with("# HELP")).count());
-            assert_eq!(types, 12);
+            assert_eq!(types, 15);
         })
         .await;
     }

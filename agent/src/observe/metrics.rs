@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use palisade_common::Reason;
+use palisade_common::layout::FlowStats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
@@ -34,6 +35,8 @@ pub struct Snapshot {
     pub events_lost: u64,
     /// Connections that were taken up in their middle.
     pub midstream: u64,
+    /// Flows to Services.
+    pub services: FlowStats,
     /// By the map's name.
     pub maps: BTreeMap<&'static str, MapUse>,
 }
@@ -204,7 +207,7 @@ impl fmt::Debug for KernelMaps {
 
 impl Collector for KernelMaps {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Snapshot { packets, events_lost, midstream, maps } = match (self.snapshot)() {
+        let Snapshot { packets, events_lost, midstream, services, maps } = match (self.snapshot)() {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 self.failures.inc();
@@ -237,6 +240,27 @@ impl Collector for KernelMaps {
             "Connections that were taken up in their middle, because they are older than the agent or had left the flow table. \
              Rising long after the start: the flow table is too small, raise its size",
             midstream,
+        )?;
+        counter(
+            &mut encoder,
+            "service_flows_answered",
+            "Flows to Services that were let go on to be judged where they end up, and that were answered. Rising faster than \
+             palisade_service_flows_judged_total for minutes: somebody erases the marks of packets, egress policies do not hold for \
+             Services; find who sets whole marks (iptables -j MARK without a mask)",
+            services.service_answered,
+        )?;
+        let hairpins = packets.get(&Reason::Hairpin).copied().unwrap_or(0);
+        counter(
+            &mut encoder,
+            "service_flows_judged",
+            "Flows admitted by their mark where they ended up: at a pod, a device or a process of the node",
+            services.service_judged + hairpins,
+        )?;
+        counter(
+            &mut encoder,
+            "foreign_marks",
+            "Packets of the node's own that bear bits of --stamp-mask. Rising: somebody else uses these bits; choose another mask",
+            services.foreign_marks,
         )?;
         let entries = maps.iter().map(|(&map, usage)| (map, usage.entries));
         gauges(

@@ -75,6 +75,7 @@ pub fn snapshot_of(
         Ok(Snapshot {
             events_lost: maps.events_lost()?,
             midstream: packets.get(&palisade_common::Reason::Midstream).copied().unwrap_or(0),
+            services: maps.flow_stats()?,
             packets,
             maps: entries
                 .iter()

@@ -82,7 +82,7 @@ pub(super) fn is_reply<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> boo
 #[inline(never)]
 fn opens<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, refused: Ruling) -> bool {
     if refused.reason_number() != Reason::Revoked as u8 {
-        return !(at.is_newly_isolated() && matches!(opened_by(at), Opened::Reverse)) && !at.is_from_service();
+        return !(at.is_from_service() || at.is_newly_isolated() && matches!(opened_by(at), Opened::Reverse));
     }
     let (opener, role) = (1 - at.sender, at.reverse_role());
     let (then, now) = (flow.revoked(), revoked(at.second(), opener, role));
