@@ -6,13 +6,13 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
+use palisade_common::Hook;
 use palisade_common::decide::{Answer, Meeting, Place, Question, Ruling, ServiceCount, Tables, take_midstream};
 use palisade_common::layout::{
     Address, Backends, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, PORT_PREFIX_MAX, PortKey,
     RECORD_NONE, RuleKey, RuleValue, ServiceKey, Versioned,
 };
 use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
-use palisade_common::{Hook, Reason};
 
 use crate::flow_pointer::FlowPointer;
 use crate::sockets::{NO_SOCKET, TCP, UDP, socket_state};

@@ -4,15 +4,18 @@
 //! Run by `cargo xtask bench`; figures and how to read them are in docs/benchmarks.md.
 
 mod cluster;
+pub mod exits;
 pub mod in_kernel;
 pub mod load;
 mod machine;
+mod marked;
 pub mod policy;
 mod prober;
 mod programs;
 mod ranges;
 pub mod scale;
 mod scene;
+pub mod service_traffic;
 pub mod start;
 mod stats;
 mod table;

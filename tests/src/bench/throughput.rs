@@ -24,7 +24,7 @@ const RULES: [usize; 3] = [1, 100, 10_000];
 const WARM_UP: Duration = Duration::from_millis(200);
 
 /// One thing that is measured in every turn.
-struct Kind {
+pub(super) struct Kind {
     name: &'static str,
     work: Work,
     unit: &'static str,
@@ -34,7 +34,7 @@ struct Kind {
     goal: f64,
 }
 
-const CONNECTIONS: Kind = Kind {
+pub(super) const CONNECTIONS: Kind = Kind {
     name: "connect and close, 32 at a time",
     work: Work::Connections(32),
     unit: "per second",
@@ -42,7 +42,7 @@ const CONNECTIONS: Kind = Kind {
     goal: 0.95,
 };
 
-const KINDS: [Kind; 5] = [
+pub(super) const KINDS: [Kind; 5] = [
     Kind { name: "1 stream", work: Work::Streams(1), unit: "MB/s", scale: 1e6, goal: 0.97 },
     Kind { name: "8 streams", work: Work::Streams(8), unit: "MB/s", scale: 1e6, goal: 0.97 },
     Kind { name: "request and response", work: Work::Exchanges(1), unit: "per second", scale: 1.0, goal: 0.97 },
@@ -74,15 +74,8 @@ fn measure(kinds: &[Kind], alternations: usize, time: Duration) -> Result<()> {
     let mut table = Table::new(&head);
     for rules in RULES {
         bench.write_policy(rules)?;
-        let mut pairs = vec![Vec::new(); kinds.len()];
-        for number in 0..alternations {
-            let (with, without) = bench.pair(&mut load, kinds, number % 2 == 0)?;
-            for (pairs, pair) in pairs.iter_mut().zip(with.into_iter().zip(without)) {
-                pairs.push(pair);
-            }
-        }
-        for (kind, pairs) in kinds.iter().zip(pairs) {
-            table.row(row(kind, rules, pairs));
+        for row in bench.rows(&mut load, kinds, alternations, rules)? {
+            table.row(row);
         }
     }
     println!("{table}");
@@ -90,7 +83,7 @@ fn measure(kinds: &[Kind], alternations: usize, time: Duration) -> Result<()> {
     Ok(())
 }
 
-fn row(kind: &Kind, rules: usize, pairs: Vec<(f64, f64)>) -> Vec<String> {
+fn row(kind: &Kind, many: usize, pairs: Vec<(f64, f64)>) -> Vec<String> {
     let Estimate { value, low, high } = ratio(&pairs);
     let (with, without) = pairs.into_iter().unzip();
     let spread = |values| {
@@ -107,7 +100,7 @@ fn row(kind: &Kind, rules: usize, pairs: Vec<(f64, f64)>) -> Vec<String> {
     vec![
         kind.name.into(),
         kind.unit.into(),
-        rules.to_string(),
+        many.to_string(),
         spread(without),
         spread(with),
         format!("{:.1} %", value * 100.0),
@@ -117,17 +110,19 @@ fn row(kind: &Kind, rules: usize, pairs: Vec<(f64, f64)>) -> Vec<String> {
     ]
 }
 
-struct Bench {
-    node: Node,
-    client: Pod,
-    server: Pod,
-    manifests: Manifests,
+pub(super) struct Bench {
+    pub(super) node: Node,
+    pub(super) client: Pod,
+    pub(super) server: Pod,
+    /// What the client connects to.
+    pub(super) target: IpAddr,
+    pub(super) manifests: Manifests,
     /// Last, as it takes the rest away.
-    lab: Lab,
+    pub(super) lab: Lab,
 }
 
 impl Bench {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let lab = Lab::new("bench")?;
         let node = lab.node("node", 1)?;
         let specs = ["client", "server"].map(|name| PodSpec::new("bench", name, &[("app", name)]));
@@ -138,10 +133,10 @@ impl Bench {
         manifests.put(&objects::node(&node))?;
         manifests.put(&objects::pod(&client, &node))?;
         manifests.put(&objects::pod(&server, &node))?;
-        Ok(Self { node, client, server, manifests, lab })
+        Ok(Self { target: server.ipv4(), node, client, server, manifests, lab })
     }
 
-    fn write_policy(&self, rules: usize) -> Result<()> {
+    pub(super) fn write_policy(&self, rules: usize) -> Result<()> {
         self.manifests.put(&json!({
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
@@ -152,6 +147,24 @@ impl Bench {
                 "ingress": (1..=rules).map(|number| rule(number, number == rules, self.client.ipv4())).collect::<Vec<_>>(),
             },
         }))
+    }
+
+    /// Of each kind a row of the table; `many`: how many there are of what is varied.
+    pub(super) fn rows(
+        &self,
+        load: &mut Load,
+        kinds: &[Kind],
+        alternations: usize,
+        many: usize,
+    ) -> Result<Vec<Vec<String>>> {
+        let mut pairs = vec![Vec::new(); kinds.len()];
+        for number in 0..alternations {
+            let (with, without) = self.pair(load, kinds, number % 2 == 0)?;
+            for (pairs, pair) in pairs.iter_mut().zip(with.into_iter().zip(without)) {
+                pairs.push(pair);
+            }
+        }
+        Ok(kinds.iter().zip(pairs).map(|(kind, pairs)| row(kind, many, pairs)).collect())
     }
 
     /// Of each kind, the rates with and without the agent.
@@ -243,7 +256,7 @@ fn rule(number: usize, last: bool, client: IpAddr) -> Value {
 }
 
 /// Both ends' processes; see [`super::load`].
-struct Load {
+pub(super) struct Load {
     /// How long each kind is measured.
     time: Duration,
     _server: Process,
@@ -251,10 +264,10 @@ struct Load {
 }
 
 impl Load {
-    fn start(bench: &Bench, time: Duration) -> Result<Self> {
+    pub(super) fn start(bench: &Bench, time: Duration) -> Result<Self> {
         let guard = bench.lab.guard();
         let server = Process::start(guard, &bench.server, &["serve"])?;
-        let address = bench.server.ipv4().to_string();
+        let address = bench.target.to_string();
         Ok(Self { time, _server: server, client: Process::start(guard, &bench.client, &["client", &address])? })
     }
 

@@ -49,7 +49,7 @@ impl Varied {
 }
 
 /// `struct bpf_insn`: operation, destination and source register, offset, number.
-const fn instruction(operation: u8, destination: u8, source: u8, offset: i16, number: i32) -> u64 {
+pub(super) const fn instruction(operation: u8, destination: u8, source: u8, offset: i16, number: i32) -> u64 {
     let registers = destination | (source << 4);
     (operation as u64)
         | ((registers as u64) << 8)

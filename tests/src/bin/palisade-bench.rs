@@ -3,16 +3,18 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use palisade_tests::bench::{in_kernel, load, policy, scale, start, throughput};
+use palisade_tests::bench::{exits, in_kernel, load, policy, scale, service_traffic, start, throughput};
 
 const USAGE: &str = "\
 usage: palisade-bench [NAME…]
 
   throughput     streams, exchanges and new connections between two pods, with and without an agent
   connections    of that, new connections per second to a pod, with and without an agent
+  services       streams, exchanges and new connections to a Service, among 1 and 5,000, with and without an agent
   policy         from the API server's answer to a policy write until it holds, with 10 and with 5,000 pods
   start          from an agent's start until it enforces, its memory and idle processor time, with 10 and with 5,000 pods
   in-kernel      what a packet costs in the kernel programs, by test runs
+  exits          what a packet costs where it leaves the node, by test runs
   scale          how that grows with the number of rules, pods and ranges of ports
 
 Without a name all are measured (`connections` as a part of `throughput`), which takes about half an hour.
@@ -20,13 +22,15 @@ Without a name all are measured (`connections` as a part of `throughput`), which
 
 type Bench = fn() -> Result<()>;
 
-/// By name, in the order in which they are run: the last two move their thread into namespaces of its own.
-const BENCHES: [(&str, Bench); 6] = [
+/// By name, in the order in which they are run: the last three move their thread into namespaces of its own.
+const BENCHES: [(&str, Bench); 8] = [
     ("throughput", throughput::run),
     ("connections", throughput::run_connections),
+    ("services", service_traffic::run),
     ("policy", policy::run),
     ("start", start::run),
     ("in-kernel", in_kernel::run),
+    ("exits", exits::run),
     ("scale", scale::run),
 ];
 

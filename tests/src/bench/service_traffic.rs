@@ -1,0 +1,88 @@
+//! What a pod with an egress policy gets through to another by way of a Service, with one Service in the cluster and with 5,000, against the
+//! same lab without an agent. kube-proxy translates (nftables).
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::load::PORTS;
+use super::table::Table;
+use super::throughput::{Bench, KINDS, Load};
+use super::{machine, traffic};
+use crate::lab::objects::{self, Backend};
+use crate::lab::{ControlPlane, KubeProxy, Mode};
+
+const SERVICES: [usize; 2] = [1, 5_000];
+const ALTERNATIONS: usize = 12;
+const TIME: Duration = Duration::from_millis(800);
+const TARGET: Ipv4Addr = Ipv4Addr::new(10, 96, 200, 1);
+
+/// Prints the table.
+pub fn run() -> Result<()> {
+    println!("{}\n", machine::description());
+    let head = ["traffic", "unit", "Services", "without agent", "with agent", "ratio", "95 % interval", "goal", ""];
+    let mut table = Table::new(&head);
+    for count in SERVICES {
+        let mut bench = Bench::new()?;
+        let plane = ControlPlane::start(&bench.lab)?;
+        plane.put(&objects::namespace("bench", &[]))?;
+        plane.put(&objects::node(&bench.node))?;
+        write_services(&bench, &plane, count)?;
+        // What one pod of a bridge answers another has to pass where it was translated.
+        bench.node.bridge_netfilter(true)?;
+        let _proxy = KubeProxy::start(&bench.lab, &bench.node, &plane, Mode::Nftables)?;
+        bench.target = IpAddr::V4(TARGET);
+        bench.write_policy(1)?;
+        bench.manifests.put(&egress_policy())?;
+        let mut load = Load::start(&bench, TIME)?;
+        for row in bench.rows(&mut load, &KINDS, ALTERNATIONS, count)? {
+            table.row(row);
+        }
+    }
+    println!("{table}");
+    println!("Load at the end: {}", machine::load());
+    Ok(())
+}
+
+/// The client may reach the server, which only its Service leads to.
+fn egress_policy() -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"namespace": "bench", "name": "egress"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "client"}},
+            "policyTypes": ["Egress"],
+            "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "server"}}}]}],
+        },
+    })
+}
+
+fn write_services(bench: &Bench, plane: &ControlPlane, count: usize) -> Result<()> {
+    let ports = traffic::PORT..PORTS.end;
+    let target = service("target", TARGET, ports.clone().map(port).collect());
+    let backend = [Backend { address: bench.server.ipv4(), node: Some(bench.node.name.clone()) }];
+    plane.put(&target)?;
+    plane.put(&objects::endpoint_slice(&target, 1, &backend, &json!(ports.map(port).collect::<Vec<_>>())))?;
+    let (mut objects, mut text) = (Vec::new(), serde_json::to_string(&target)?);
+    for number in 1..count {
+        let [high, low] = u16::try_from(number)?.to_be_bytes();
+        let other = service(&format!("other-{number}"), Ipv4Addr::new(10, 96, high, low), vec![port(80)]);
+        text += "\n---\n";
+        text += &serde_json::to_string(&other)?;
+        objects.push(objects::endpoint_slice(&other, 1, &backend, &json!([port(80)])));
+        objects.push(other);
+    }
+    plane.create_all(&objects)?;
+    bench.manifests.put_text("services.yaml", &text)
+}
+
+fn port(port: u16) -> Value {
+    json!({"name": format!("p{port}"), "port": port, "protocol": "TCP"})
+}
+
+fn service(name: &str, address: Ipv4Addr, ports: Vec<Value>) -> Value {
+    objects::service("bench", name, &json!({"clusterIP": address, "clusterIPs": [address], "ports": ports}))
+}
