@@ -389,5 +389,7 @@ fn devices_by_which_packets_leave_and_own_addresses() {
     lab.ip("link del dummy7");
     lab.ip("link add kube-ipvs0 type bridge");
     lab.ip("address add 10.96.0.1/32 dev kube-ipvs0");
-    lab.expect_node("tun7/raw docker0 kube-ipvs0", "127.0.0.1 192.0.2.9 ::1");
+    // Told of after that one.
+    lab.ip("address add 192.0.2.10/24 dev cni0");
+    lab.expect_node("tun7/raw docker0 kube-ipvs0", "127.0.0.1 192.0.2.9 192.0.2.10 ::1");
 }

@@ -31,8 +31,9 @@ impl Inventory {
 
     /// Addresses to which something is delivered on the node itself.
     pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        let ipvs = |index: &u32| self.interfaces.get(index).is_some_and(|it| &*it.link.name == IPVS_DEVICE);
-        let own = self.own.iter().filter(|(index, address)| !ipvs(index) && !is_link_local(*address));
+        // Of a device that is not known yet nobody can say.
+        let counts = |index: &u32| self.interfaces.get(index).is_some_and(|it| &*it.link.name != IPVS_DEVICE);
+        let own = self.own.iter().filter(|(index, address)| counts(index) && !is_link_local(*address));
         own.map(|(_, address)| *address).collect()
     }
 }
