@@ -25,9 +25,11 @@ pub struct Entry {
     pub families: Option<Vec<String>>,
     #[serde(default)]
     pub node_port: Option<u16>,
-    /// Where a load balancer would listen, which hands packets to nodes as they are.
+    /// Where a load balancer listens, which hands packets to nodes as they are unless `ip_mode` says otherwise.
     #[serde(default)]
     pub balancer: Vec<IpAddr>,
+    #[serde(default)]
+    ip_mode: Option<String>,
     /// The first backend's host port, for which there is no Service.
     #[serde(default)]
     pub host_port: Option<u16>,
@@ -54,6 +56,12 @@ impl Entry {
     pub fn external(&self) -> Vec<IpAddr> {
         let listed = self.spec.get("externalIPs").cloned().unwrap_or_else(|| json!([]));
         serde_json::from_value(listed).expect("externalIPs are addresses")
+    }
+
+    /// Addresses that are no machine's, and that nodes translate.
+    pub fn virtual_addresses(&self) -> Vec<IpAddr> {
+        let balancer = if self.ip_mode.is_none() { self.balancer.clone() } else { Vec::new() };
+        [self.external(), balancer].concat()
     }
 
     pub fn serves(&self, family: &str) -> bool {
@@ -87,7 +95,8 @@ impl Entry {
         }
         let mut service = objects::service("web", name, &spec.into());
         if !self.balancer.is_empty() {
-            let ingress: Vec<Value> = self.balancer.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
+            let mode = self.ip_mode.as_deref().unwrap_or("VIP");
+            let ingress: Vec<Value> = self.balancer.iter().map(|ip| json!({"ip": ip, "ipMode": mode})).collect();
             service["status"] = json!({"loadBalancer": {"ingress": ingress}});
         }
         Some(service)

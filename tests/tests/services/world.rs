@@ -13,7 +13,7 @@ use palisade_tests::lab::{
 };
 use serde_json::Value;
 
-use crate::catalogue::{self, Catalogue, TARGET_PORT};
+use crate::catalogue::{self, Catalogue, Entry, SERVICE_PORT, TARGET_PORT};
 
 /// How long anything may take that has no bound of its own, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -147,11 +147,12 @@ impl World {
             .insert("far".into(), Place { netns: far, addresses, ports: BTreeMap::new(), node: None, _server: server });
         let (netns, addresses) = self.lab.outside("out", 200).expect("a machine outside");
         let [v4, v6] = self.nodes[0].addresses;
-        let routes = self.catalogue.values().flat_map(|entry| [entry.external(), entry.balancer.clone()].concat());
+        let routes = self.catalogue.values().flat_map(Entry::virtual_addresses);
         let routes: Vec<String> =
             routes.map(|to| format!("route add {to} via {}", if to.is_ipv4() { v4 } else { v6 })).collect();
         netns.ip(&routes).expect("routes");
-        let server = Server::start(guard, &netns, "out", &[TARGET_PORT], &[TARGET_PORT]).expect("a server");
+        let server = Server::start(guard, &netns, "out", &[TARGET_PORT, SERVICE_PORT], &[TARGET_PORT, SERVICE_PORT])
+            .expect("a server");
         self.places
             .insert("out".into(), Place { netns, addresses, ports: BTreeMap::new(), node: None, _server: server });
     }
