@@ -11,7 +11,7 @@ use crate::question;
 use crate::world::World;
 
 /// One target for each way that a packet may take.
-const TARGETS: [&str; 10] = [
+pub const TARGETS: [&str; 10] = [
     "same-node",
     "vxlan",
     "host-gw",
@@ -23,8 +23,10 @@ const TARGETS: [&str; 10] = [
     "port@one",
     "mapped@one",
 ];
+/// Their backends.
+pub const ALL: [&str; 7] = ["b", "c", "d", "out", "far", "one", "two"];
 /// What the stricter policy admits.
-const SOME: [&str; 4] = ["b", "d", "far", "one"];
+pub const SOME: [&str; 4] = ["b", "d", "far", "one"];
 /// For what is cut: an echo that does not come within it.
 const CUT: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,7 +49,7 @@ fn connections_by_nftables() {
 fn play(mode: Mode) {
     let world = World::new(mode);
     world.wait_for(&TARGETS);
-    let all = policy(&world, &["b", "c", "d", "out", "far", "one", "two"]);
+    let all = policy(&world, &ALL);
     let some = policy(&world, &SOME);
     let mut before = open(&world);
     expect(&mut before, |_| true, "no agent");
@@ -71,7 +73,7 @@ fn play(mode: Mode) {
 }
 
 /// Egress of `a` to these places, by their addresses.
-fn policy(world: &World, places: &[&str]) -> Value {
+pub fn policy(world: &World, places: &[&str]) -> Value {
     let blocks: Vec<String> = places
         .iter()
         .flat_map(|name| ["v4/32", "v6/128"].map(|suffix| format!("{{ipBlock: {{cidr: ${name}.{suffix}}}}}")))
@@ -116,7 +118,7 @@ fn expect(connections: &mut Vec<Open>, lives: impl Fn(&str) -> bool, when: &str)
 
 impl World {
     /// Until kube-proxy sends `a` on to these targets.
-    fn wait_for(&self, targets: &[&str]) {
+    pub fn wait_for(&self, targets: &[&str]) {
         let questions = question::parse(self, &format!("a -> {} = *", targets.join(" ")));
         assert_eq!(crate::table::check(self, questions), None, "no agent");
     }

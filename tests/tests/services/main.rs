@@ -5,6 +5,7 @@
 mod account;
 mod catalogue;
 mod connections;
+mod datagrams;
 mod devices;
 mod dns;
 mod question;
