@@ -5,7 +5,7 @@
 
 use super::fragment::later_fragment;
 use super::policy::service;
-use super::{EGRESS, FlowEntry, Ruling, Tables, other_record, with_fragment};
+use super::{EGRESS, FlowEntry, Ruling, Tables, other_record, record_at, with_fragment};
 use crate::flow::{self, At};
 use crate::layout::{
     BACKENDS_FIRST, BACKENDS_MAX, EndpointRecord, FRAGMENT_LEAVING, ServiceKey, endpoint_flag, flow_flag,
@@ -45,7 +45,12 @@ where
     let mut attempt = 0;
     while attempt < super::ATTEMPTS {
         let epoch = tables.epoch();
-        let ruling = match client_of(tables, stamp, epoch) {
+        // In its place rather than as another's: nothing else is to be done here.
+        let client = match tables.stamp_owner(stamp) {
+            Some(ifindex) => record_at(tables, ifindex, epoch),
+            None => None,
+        };
+        let ruling = match client {
             None => Ruling::of(Reason::UnknownStamp),
             Some(client) if client.flags & BOUND == 0 => Ruling::of(Reason::NotIsolated),
             Some(client) => tables.leaving(parsed(), client, epoch, place),
