@@ -292,6 +292,16 @@ pub struct ServiceKey {
 }
 const _: () = assert!(size_of::<ServiceKey>() == 20);
 
+/// SERVICE_PORTS (array): a word for each 64 ports, a bit for each (host order) that any key of SERVICES has, or may have: most of what is
+/// refused is spared looking for a Service.
+pub const SERVICE_PORT_WORDS: usize = 1 << 10;
+
+/// The word of a port and its bit.
+#[inline(always)]
+pub const fn service_port_bit(port: u16) -> (u32, u64) {
+    ((port >> 6) as u32, 1 << (port & 63))
+}
+
 /// Not (or no longer) a Service's.
 pub const SERVICE_NONE: u32 = 0;
 /// A Service's; what becomes of a packet is judged where it ends up.

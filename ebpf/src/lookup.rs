@@ -10,7 +10,7 @@ use palisade_common::Hook;
 use palisade_common::decide::{Answer, Meeting, Place, Question, Ruling, ServiceCount, Tables, take_midstream};
 use palisade_common::layout::{
     Address, Backends, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, PORT_PREFIX_MAX, PortKey,
-    RECORD_NONE, RuleKey, RuleValue, ServiceKey, Versioned,
+    RECORD_NONE, RuleKey, RuleValue, ServiceKey, Versioned, service_port_bit,
 };
 use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
 
@@ -234,6 +234,16 @@ impl Tables for Maps {
         let client = u64::from(question.client.1) << 32 | u64::from(question.client.0);
         let (peer, kind, epoch) = (question.peer, question.kind(), question.epoch);
         Answer::from_bits(parts::palisade_answer(peer, record, kind, client, epoch))
+    }
+
+    #[inline(always)]
+    fn has_service_port(&self, port: u16) -> bool {
+        let (word, bit) = service_port_bit(port);
+        match maps::SERVICE_PORTS.get_ptr(word) {
+            // SAFETY: a live array element; one aligned word, which the agent replaces as a whole.
+            Some(ports) => (unsafe { core::ptr::read_volatile(ports) }) & bit != 0,
+            None => true,
+        }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use palisade_common::layout::{
     Address, Backends, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue, FragmentKey,
-    FragmentValue, PortKey, PortValue, REASONS, RuleKey, RuleValue, ServiceKey, Versioned,
+    FragmentValue, PortKey, PortValue, REASONS, RuleKey, RuleValue, SERVICE_PORT_WORDS, ServiceKey, Versioned,
 };
 use palisade_common::parse::Packet;
 
@@ -53,6 +53,9 @@ pub static PORTS: LpmTrie<PortKey, PortValue, 1024> = LpmTrie::new();
 
 #[btf_map]
 pub static SERVICES: HashMap<ServiceKey, Versioned, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static SERVICE_PORTS: Array<u64, SERVICE_PORT_WORDS> = Array::new();
 
 #[btf_map]
 pub static BACKENDS: HashMap<u32, Backends, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();

@@ -13,7 +13,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Reason;
 use palisade_common::layout::{
     Address, Backends, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey,
-    RuleValue, ServiceKey, Versioned,
+    RuleValue, ServiceKey, Versioned, service_port_bit,
 };
 
 use super::batch::Entries;
@@ -51,6 +51,7 @@ pub struct Maps {
     services: Hash<ServiceKey, Versioned>,
     backends: Hash<u32, Backends>,
     stamps: Array<MapData, u32>,
+    service_ports: Array<MapData, u64>,
     flows: Hash<FlowKey, FlowValue>,
     all_flows: Entries<Plain<FlowKey>, Plain<FlowValue>>,
     counters: PerCpuArray<MapData, u64>,
@@ -104,6 +105,7 @@ impl Maps {
             services: map("SERVICES")?.try_into()?,
             backends: map("BACKENDS")?.try_into()?,
             stamps: map("STAMPS")?.try_into()?,
+            service_ports: map("SERVICE_PORTS")?.try_into()?,
             flows: flows.try_into()?,
             all_flows,
             counters: map("COUNTERS")?.try_into()?,
@@ -124,6 +126,11 @@ impl Maps {
             Write::Endpoint(ifindex, value) => put(&mut self.endpoints, ifindex, value),
             Write::Service(key, value) => put(&mut self.services, key, value),
             Write::Backends(row, value) => put(&mut self.backends, row, value),
+            Write::ServicePort(port, on) => {
+                let (word, bit) = service_port_bit(port);
+                let ports = self.service_ports.get(&word, 0)?;
+                self.service_ports.set(word, if on { ports | bit } else { ports & !bit }, 0)
+            }
             Write::Stamp(stamp, ifindex) => self.stamps.set(stamp, ifindex, 0),
             Write::Epoch(epoch) => {
                 self.config.store_epoch(epoch);

@@ -46,6 +46,7 @@ pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
         ("SERVICES", twice(services)),
         ("BACKENDS", None),
         ("STAMPS", None),
+        ("SERVICE_PORTS", None),
         ("FLOWS", Some(flows)),
         ("FRAGMENTS", Some(fragments)),
         ("COUNTERS", None),

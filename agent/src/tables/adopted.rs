@@ -2,7 +2,7 @@
 //!
 //! A decision about values; `kernel` reads the maps and carries the writes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use palisade_common::layout::{
     Backends, CLASS_ASK_CIDR, EndpointRecord, PortValue, RuleValue, SERVICE_NONE, Versioned,
@@ -51,6 +51,8 @@ pub fn adopted(found: Found) -> Adopted {
     tables.cidr_v4 = numbers(found.cidr_v4, epoch, CLASS_ASK_CIDR, &mut writes, Write::CidrV4);
     tables.cidr_v6 = numbers(found.cidr_v6, epoch, CLASS_ASK_CIDR, &mut writes, Write::CidrV6);
     tables.services = numbers(found.services, epoch, SERVICE_NONE, &mut writes, Write::Service);
+    let ports: BTreeSet<u16> = tables.services.keys().map(|key| key.port).collect();
+    writes.extend(ports.into_iter().map(|port| Write::ServicePort(port, true)));
     // Flows judged by a process that was killed between a change's writes and its epoch are judged again.
     let next = epoch.wrapping_add(1);
     writes.push(Write::Epoch(next));

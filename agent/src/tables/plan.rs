@@ -33,6 +33,8 @@ pub enum Write {
     CidrV6(Ipv6Net, Option<Versioned>),
     Service(ServiceKey, Option<Versioned>),
     Backends(u32, Option<Backends>),
+    /// A port (host order) that some key of SERVICES has from now on, or none any longer.
+    ServicePort(u16, bool),
     /// Stamp → interface index. It stays when the endpoint has gone, as packets are under way; no two endpoints have it at one epoch.
     Stamp(u32, u32),
     /// Interface index → record index.
@@ -60,6 +62,8 @@ pub struct Installed {
     epoch: u32,
     records: BTreeMap<u32, u32>,
     free: Vec<u32>,
+    /// How many keys of SERVICES have each port.
+    service_ports: BTreeMap<u16, u32>,
 }
 
 impl Plan {
@@ -98,7 +102,11 @@ impl Installed {
             }
         }
         let free = (0..records_max).rev().filter(|index| !used[*index as usize]).collect();
-        Self { tables, epoch, records, free }
+        let mut service_ports = BTreeMap::new();
+        for key in tables.services.keys() {
+            *service_ports.entry(key.port).or_default() += 1;
+        }
+        Self { tables, epoch, records, free, service_ports }
     }
 
     pub fn tables(&self) -> &Tables {
@@ -139,9 +147,19 @@ impl Installed {
                 plan.push(Write::Backends(*row, *value), Some(Write::Backends(*row, old)));
             }
         }
+        let ports = self.port_changes(&delta);
+        let appear = ports.iter().filter(|(port, count)| **count > 0 && !self.service_ports.contains_key(port));
+        for (port, _) in appear {
+            plan.push(Write::ServicePort(*port, true), None);
+        }
         self.references(&mut plan, &delta, next)?;
         plan.push(Write::Epoch(next), None);
         removals(&mut plan, &delta);
+        // Where more is said to be there than is, a look-up finds nothing.
+        let known = |port| self.service_ports.get(port).copied().map_or(0, i64::from);
+        for (port, _) in ports.iter().filter(|(port, count)| **count < 0 && known(port) + **count == 0) {
+            plan.push(Write::ServicePort(*port, false), None);
+        }
         Ok(plan)
     }
 
@@ -167,7 +185,24 @@ impl Installed {
             };
             self.free.extend(old);
         }
+        for (port, change) in self.port_changes(&plan.delta) {
+            let count = self.service_ports.get(&port).copied().map_or(0, i64::from) + change;
+            match u32::try_from(count).ok().filter(|count| *count != 0) {
+                Some(count) => self.service_ports.insert(port, count),
+                None => self.service_ports.remove(&port),
+            };
+        }
         self.tables.apply(&plan.delta);
+    }
+
+    /// By how many keys of SERVICES each port gains or loses.
+    fn port_changes(&self, delta: &Delta) -> BTreeMap<u16, i64> {
+        let mut changes = BTreeMap::new();
+        for (key, number) in &delta.services {
+            let change: &mut i64 = changes.entry(key.port).or_default();
+            *change += i64::from(number.is_some()) - i64::from(self.tables.services.contains_key(key));
+        }
+        changes
     }
 
     fn references(&self, plan: &mut Plan, delta: &Delta, next: u32) -> Result<(), RecordsExhausted> {

@@ -25,6 +25,7 @@ use super::plan::Write;
 pub struct Sim {
     maps: Found,
     stamps: BTreeMap<u32, u32>,
+    service_ports: BTreeSet<u16>,
     counts: RefCell<FlowStats>,
     hints: RefCell<BTreeMap<u32, (u32, u32)>>,
     flows: RefCell<BTreeMap<FlowKey, FlowValue>>,
@@ -88,6 +89,8 @@ impl Sim {
             Write::Endpoint(ifindex, value) => put(&mut tables.endpoints, ifindex, value),
             Write::Service(key, value) => put(&mut tables.services, key, value),
             Write::Backends(row, value) => put(&mut tables.backends, row, value),
+            Write::ServicePort(port, true) => drop(self.service_ports.insert(port)),
+            Write::ServicePort(port, false) => drop(self.service_ports.remove(&port)),
             Write::Stamp(stamp, ifindex) => drop(self.stamps.insert(stamp, ifindex)),
             Write::Epoch(new) => *epoch = new,
         }
@@ -261,6 +264,10 @@ impl Ask for Sim {
             let key = PortKey { ports_be: ports.to_be(), protocol, pad: 0, port_be: (port & mask).to_be() };
             self.maps.tables.ports.get(&(key, length)).map(|value| value.rule)
         })
+    }
+
+    fn has_service_port(&self, port: u16) -> bool {
+        self.service_ports.contains(&port)
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Versioned> {

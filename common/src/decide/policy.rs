@@ -127,7 +127,8 @@ pub fn ask<T: Tables>(tables: &T, record: &EndpointRecord, question: &Question<'
 #[inline(always)]
 pub fn answer<T: Tables>(tables: &T, question: &Question<'_>, record: &EndpointRecord) -> Answer {
     if question.what == IS_SERVICE {
-        let is_service = is_service(tables, question.peer, question.kind(), question.epoch);
+        let is_service = tables.has_service_port(question.port)
+            && is_service(tables, question.peer, question.kind(), question.epoch);
         return if is_service { Answer::ALLOWED } else { Answer::NONE };
     }
     let mut peer = question.peer;
@@ -181,7 +182,7 @@ fn with_services<T: Tables>(tables: &T, question: &Question<'_>, record: &Endpoi
     if possible && answer.is_allowed() {
         return answer;
     }
-    if !is_service(tables, question.peer, question.kind(), question.epoch) {
+    if !tables.has_service_port(question.port) || !is_service(tables, question.peer, question.kind(), question.epoch) {
         return answer;
     }
     if possible {

@@ -27,6 +27,8 @@ pub trait Tables {
     fn rule(&self, key: &RuleKey) -> Option<RuleValue>;
     /// PORTS: the rule that admits the port (host order).
     fn port(&self, ports: u32, protocol: u8, port: u16) -> Option<u32>;
+    /// SERVICE_PORTS: whether a Service may have the port (host order).
+    fn has_service_port(&self, port: u16) -> bool;
     fn service(&self, key: &ServiceKey) -> Option<Versioned>;
     fn backends(&self, row: u32) -> Option<&Backends>;
     /// STAMPS: the interface index of the endpoint that marks its packets so.

@@ -3,6 +3,7 @@
 
 mod flight;
 mod interleaving;
+mod services;
 mod settings;
 mod world;
 mod written;

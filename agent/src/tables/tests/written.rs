@@ -89,6 +89,10 @@ impl<W: Written> Tables for Whole<'_, W> {
         self.0.port(ports, protocol, port)
     }
 
+    fn has_service_port(&self, port: u16) -> bool {
+        self.0.flows().has_service_port(port)
+    }
+
     fn service(&self, key: &ServiceKey) -> Option<Versioned> {
         self.0.flows().service(key)
     }

@@ -115,6 +115,10 @@ impl Tables for Stub {
         self.port_rule
     }
 
+    fn has_service_port(&self, port: u16) -> bool {
+        self.services.iter().any(|(key, _)| key.port == port)
+    }
+
     fn service(&self, key: &ServiceKey) -> Option<Versioned> {
         self.services.iter().find(|(known, _)| known == key).map(|(_, number)| Versioned::constant(*number))
     }
