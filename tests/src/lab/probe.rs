@@ -127,6 +127,8 @@ fn ask_udp(to: SocketAddr, deadline: Duration) -> std::io::Result<String> {
                 return Ok(text.lines().next().unwrap_or_default().to_owned());
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => {}
+            // A process that is stopped and goes on is told so, as a socket with a timeout is not called again.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }

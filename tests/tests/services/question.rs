@@ -13,7 +13,7 @@ use crate::world::World;
 /// Short, as a repeated SYN (after a second) would hide that the first one was dropped.
 const AT_ONCE: Duration = Duration::from_millis(300);
 /// Between the two, for where either may come.
-const EITHER: Duration = Duration::from_millis(800);
+const EITHER: Duration = Duration::from_millis(500);
 /// Connections for each backend that there is, so that chance spares none (two of three: 1 in 50,000).
 const CONNECTIONS: usize = 9;
 
