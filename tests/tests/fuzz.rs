@@ -19,6 +19,7 @@ fn kept_inputs() {
 mod live {
     use palisade::tables::Tables;
     use palisade_common::Hook;
+    use palisade_common::decide::Place;
     use palisade_common::layout::{Config, EndpointRecord, RuleValue, TableRef, endpoint_flag};
     use palisade_tests::case::PacketStep;
     use palisade_tests::fuzz::decide::Judge;
@@ -74,6 +75,8 @@ mod live {
             let Shot { meeting, gso, frame } = shot.clone();
             let step = PacketStep {
                 hook: meeting.hook,
+                place: Place::Pod,
+                by: None,
                 ifindex: meeting.ifindex,
                 ingress_ifindex: if meeting.from_node { 0 } else { 2 },
                 time: 0,

@@ -211,7 +211,7 @@ impl Judge for Instant {
         match change {
             ObjectChange::Endpoint(endpoint) => drop(self.endpoints.insert(endpoint.ifindex, endpoint.clone())),
             // Kept, as packets still come by a veth that is about to go.
-            ObjectChange::EndpointGone(_) => {}
+            ObjectChange::EndpointGone(_) | ObjectChange::Own(_) => {}
             ObjectChange::Put(object) | ObjectChange::Delete(object) => {
                 let list = object["status"]["podIPs"].as_array().into_iter().flatten();
                 self.addresses.extend(list.filter_map(|entry| entry["ip"].as_str()?.parse::<IpAddr>().ok()));

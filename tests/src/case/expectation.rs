@@ -1,8 +1,38 @@
 //! What a step says should happen, and what did.
 
 use anyhow::{Context, Result, bail, ensure};
+use palisade_common::decide::Place;
 use palisade_common::{Hook, Reason};
 use serde_json::Value;
+
+/// Where a packet can be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    Hook(Hook),
+    /// Where it leaves the node, or before a process of the node.
+    Exit,
+}
+
+impl Stop {
+    pub const fn of(hook: Hook, place: Place) -> Self {
+        match place {
+            Place::Pod => Self::Hook(hook),
+            Place::Device | Place::Process => Self::Exit,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hook(hook) => hook.name(),
+            Self::Exit => "exit",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        let all = [Self::Hook(Hook::FromPod), Self::Hook(Hook::ToPod), Self::Exit];
+        all.into_iter().find(|stop| stop.name() == name)
+    }
+}
 
 /// What a step says should happen.
 #[derive(Clone, Debug)]
@@ -11,7 +41,7 @@ pub struct Expectation {
     pub pass: Option<bool>,
     pub reason: Option<Reason>,
     /// Where it should be dropped.
-    pub at: Option<Hook>,
+    pub at: Option<Stop>,
 }
 
 impl Expectation {
@@ -28,8 +58,8 @@ impl Expectation {
         while let Some(word) = words.next() {
             if word == "at" {
                 let name = words.next().unwrap_or("");
-                expectation.at = Hook::ALL.into_iter().find(|hook| hook.name() == name);
-                ensure!(expectation.at.is_some(), "at egress, or at ingress; not {name:?}");
+                expectation.at = Stop::named(name);
+                ensure!(expectation.at.is_some(), "at egress, at ingress or at exit; not {name:?}");
             } else {
                 expectation.reason = Reason::ALL.iter().copied().find(|reason| reason.name() == word);
                 ensure!(expectation.reason.is_some(), "there is no reason {word:?}");
@@ -43,7 +73,7 @@ impl Expectation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Passed,
-    Dropped(Hook),
+    Dropped(Stop),
     /// The text leaves it open.
     Open,
 }

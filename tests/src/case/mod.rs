@@ -3,13 +3,13 @@
 //! `tests/cases/*.yaml` are lists of cases; `tests/cases/README.md` says how one is written. [`run`] is the one place that asks the
 //! judges: the oracle always, and any others that it is given.
 
-mod expectation;
+pub mod expectation;
 mod flows;
 mod judge;
 mod objects;
 mod outcome;
 mod play;
-mod world;
+pub mod world;
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use self::judge::{Endpoint, Existing, Judge, ObjectChange, PacketStep, Setup};
+pub use self::judge::{Endpoint, Existing, Judge, Mark, ObjectChange, PacketStep, Services, Setup};
 pub use self::outcome::{Answer, Disagreement, Outcome};
 pub use self::play::run;
 pub use self::world::World;
@@ -46,6 +46,9 @@ pub struct Case {
     /// Mid-stream admissions per endpoint and second.
     #[serde(default = "budget")]
     pub budget: u32,
+    /// `judged`, `no-exits` or `no-marks`: whether what goes to Services can be judged where it ends up.
+    #[serde(default = "judged")]
+    pub services: String,
     /// Only what the objects come to is told, not how they came to it.
     #[serde(default)]
     pub collapsed: bool,
@@ -64,6 +67,10 @@ fn cut() -> String {
     "cut".to_owned()
 }
 
+fn judged() -> String {
+    "judged".to_owned()
+}
+
 fn budget() -> u32 {
     1000
 }
@@ -80,7 +87,13 @@ impl Case {
             "keep" => Existing::Keep,
             other => anyhow::bail!("existing: {other}"),
         };
-        Ok(Setup { node: "n1".to_owned(), existing, midstream_budget: self.budget })
+        let services = match self.services.as_str() {
+            "judged" => Services::Judged,
+            "no-exits" => Services::NoExits,
+            "no-marks" => Services::NoMarks,
+            other => anyhow::bail!("services: {other}"),
+        };
+        Ok(Setup { node: "n1".to_owned(), existing, midstream_budget: self.budget, services })
     }
 
     /// The same case with the objects of its world written out.

@@ -30,7 +30,16 @@ pub fn namespace(name: &str, words: &[&str]) -> Result<Value> {
     }))
 }
 
-/// Reads `key=value` (a label), addresses, and `node: uid: port: init: phase:` with their values; other words are options.
+/// As in Kubernetes; `status` may be among the members of the specification.
+pub fn service(name: &str, spec: &Value) -> Result<Value> {
+    let (namespace, own) = split(name)?;
+    let mut spec = spec.clone();
+    let status = spec.as_object_mut().and_then(|spec| spec.remove("status")).unwrap_or_else(|| json!({}));
+    let metadata = json!({"namespace": namespace, "name": own});
+    Ok(json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status}))
+}
+
+/// Reads `key=value` (a label), addresses, and `node: uid: port: init: host: phase:` with their values; other words are options.
 pub fn pod<'a>(name: &str, uid: &str, node: &str, words: &[&'a str]) -> Result<(Value, BTreeSet<&'a str>)> {
     let (namespace, own) = split(name)?;
     let mut labels = Map::new();
@@ -47,6 +56,7 @@ pub fn pod<'a>(name: &str, uid: &str, node: &str, words: &[&'a str]) -> Result<(
             (Some(("uid", value)), _) => uid = value,
             (Some(("phase", value)), _) => phase = value,
             (Some(("port", value)), _) => ports.push(container_port(value)?),
+            (Some(("host", value)), _) => ports.push(host_port(value)?),
             (Some(("init", value)), _) => sidecar_ports.push(container_port(value)?),
             (_, Some((key, value))) => drop(labels.insert(key.to_owned(), json!(value))),
             (_, None) if ["hostNetwork", "older", "noveth", "noobject", "terminating"].contains(word) => {
@@ -84,6 +94,19 @@ fn container_port(word: &str) -> Result<Value> {
     let mut value = json!({"containerPort": port.parse::<u16>()?, "name": name});
     if let Some(protocol) = protocol {
         value["protocol"] = json!(protocol);
+    }
+    Ok(value)
+}
+
+/// `8080=80/TCP` or `8080=80/TCP@192.168.0.1`: port of the node, port of the container, and hostIP.
+fn host_port(word: &str) -> Result<Value> {
+    let (word, address) = word.split_once('@').map_or((word, None), |(word, address)| (word, Some(address)));
+    let (host, _) = word.split_once('=').with_context(|| format!("{word} is not port=port/protocol"))?;
+    let mut value = container_port(word)?;
+    value["name"] = json!(format!("host-{host}"));
+    value["hostPort"] = json!(host.parse::<u16>()?);
+    if let Some(address) = address {
+        value["hostIP"] = json!(address);
     }
     Ok(value)
 }

@@ -5,11 +5,16 @@ use std::fmt;
 
 use palisade_common::{Hook, Reason, Verdict};
 
+use super::Mark;
+use super::expectation::Stop;
+
 /// What one judge said.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub judge: &'static str,
     pub verdict: Verdict,
+    /// [`super::Judge::mark`].
+    pub mark: Option<Mark>,
 }
 
 /// A packet about which a judge differs from the oracle, or the oracle from what is written.
@@ -19,8 +24,8 @@ pub struct Disagreement {
     /// The step as written, and which it is (from 1; 0: the objects).
     pub step: String,
     pub step_number: usize,
-    pub hook: Hook,
-    /// The pod of the hook, and whether it is isolated.
+    pub stop: Stop,
+    /// The pod of the hook, elsewhere the sender, and whether it is isolated.
     pub endpoint: String,
     pub packet: String,
     /// What the step says should happen, where it says so.
@@ -76,18 +81,23 @@ impl fmt::Display for Disagreement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "case     {}", self.case)?;
         writeln!(f, "step {:<3} {}", self.step_number, self.step)?;
-        let way = match self.hook {
-            Hook::FromPod => "sent by",
-            Hook::ToPod => "sent to",
+        let way = match self.stop {
+            Stop::Hook(Hook::FromPod) => "sent by",
+            Stop::Hook(Hook::ToPod) => "sent to",
+            Stop::Exit => "leaving, sent by",
         };
         writeln!(f, "packet   {way} {}: {}", self.endpoint, self.packet)?;
         if !self.written.is_empty() {
             writeln!(f, "written  {}", self.written)?;
         }
         writeln!(f, "oracle   {}", self.oracle)?;
-        for Answer { judge, verdict } in &self.answers {
+        for Answer { judge, verdict, mark } in &self.answers {
             let word = if verdict.pass { "pass" } else { "drop" };
-            writeln!(f, "{judge:<8} {word} ({})", verdict.reason.name())?;
+            let mark = match mark {
+                Some(Mark::Pod(ifindex)) => format!(", marked as that of interface {ifindex}"),
+                Some(Mark::Nobody) | None => String::new(),
+            };
+            writeln!(f, "{judge:<8} {word} ({}){mark}", verdict.reason.name())?;
         }
         let hex: String = self.frame.iter().map(|byte| format!("{byte:02x}")).collect();
         writeln!(f, "frame    {hex}")

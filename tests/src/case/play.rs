@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
+use palisade_common::decide::Place;
 use palisade_common::{Hook, Reason};
 use serde_json::Value;
 
-use super::expectation::{Expectation, Fate};
-use super::flows::NamedFlow;
+use super::expectation::{Expectation, Fate, Stop};
+use super::flows::{NamedFlow, Way};
 use super::world::UPLINK_IFINDEX;
-use super::{Answer, Case, Disagreement, Factory, Judges, ObjectChange, Outcome, PacketStep, World};
+use super::{Answer, Case, Disagreement, Factory, Judges, Mark, ObjectChange, Outcome, PacketStep, World};
 use crate::frame::text;
 use crate::oracle::Oracle;
 
@@ -46,6 +47,18 @@ pub fn run(case: &Case, judges: Factory<'_>) -> Result<Outcome> {
         play.step(step).with_context(|| format!("step {}: {}", index + 1, play.step))?;
     }
     Ok(play.outcome)
+}
+
+/// One place where a packet is judged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hop {
+    pub(super) hook: Hook,
+    pub(super) place: Place,
+    pub(super) ifindex: u32,
+    /// Where the node received it.
+    pub(super) ingress: u32,
+    /// [`PacketStep::by`].
+    pub(super) by: Option<u32>,
 }
 
 pub(super) struct Play {
@@ -133,8 +146,8 @@ impl Play {
                 Ok(())
             }
             ["flow", name, source, "->", destination, kind, ref rest @ ..] => {
-                let six = rest.contains(&"v6");
-                let flow = self.named_flow(source, destination, kind, six)?;
+                let way = Way::read(rest)?;
+                let flow = self.named_flow(source, destination, kind, way.families() == [true], &way)?;
                 self.flows.insert(name.to_owned(), flow);
                 Ok(())
             }
@@ -158,11 +171,10 @@ impl Play {
             ["only", way @ ("to" | "from"), pod, kind] => {
                 self.only(way == "to", pod, kind, value.as_str().context("a list of ends")?)
             }
-            [way @ ("from" | "to"), endpoint, ..] => {
-                let hook = if way == "from" { Hook::FromPod } else { Hook::ToPod };
+            [way @ ("from" | "to" | "out" | "in"), endpoint, ..] => {
                 let rest = key.split_once(endpoint).map_or("", |(_, rest)| rest).trim();
                 let expectation = Expectation::read(value)?;
-                self.raw(hook, endpoint, rest, &expectation)
+                self.raw(way, endpoint, rest, &expectation)
             }
             [flow, way @ (">" | "<"), ref rest @ ..] if self.flows.contains_key(flow) => {
                 let expectation = Expectation::read(value)?;
@@ -171,11 +183,11 @@ impl Play {
                 self.compare(fate, &expectation, key)
             }
             [sources, "->", destinations, kinds, ref rest @ ..] => {
-                let expectation = Expectation::read(value)?;
+                let (expectation, way) = (Expectation::read(value)?, Way::read(rest)?);
                 for kind in kinds.split(',') {
                     for source in sources.split(',') {
                         for destination in destinations.split(',') {
-                            self.probe(source, destination, kind, rest.first().copied(), &expectation)?;
+                            self.probe(source, destination, kind, &way, &expectation)?;
                         }
                     }
                 }
@@ -196,57 +208,63 @@ impl Play {
             let expectation = Expectation { pass: Some(listed.contains(&other.as_str())), reason: None, at: None };
             let (source, destination) = if to { (other.as_str(), pod) } else { (pod, other.as_str()) };
             for kind in kind.split(',') {
-                self.probe(source, destination, kind, None, &expectation)?;
+                self.probe(source, destination, kind, &Way::default(), &expectation)?;
             }
         }
         Ok(())
     }
 
-    /// A packet as it stands, at one hook.
-    fn raw(&mut self, hook: Hook, endpoint: &str, line: &str, wanted: &Expectation) -> Result<()> {
-        let ifindex = match endpoint.strip_prefix("if").and_then(|number| number.parse().ok()) {
-            Some(ifindex) => ifindex,
-            None => self.world.endpoint(endpoint).with_context(|| format!("endpoint {endpoint}"))?.ifindex,
-        };
-        let mut ingress = None;
+    /// A packet as it stands, at one hook, or (`out`, `in`) where a pod's packet leaves the node or reaches a process of it.
+    fn raw(&mut self, way: &str, endpoint: &str, line: &str, wanted: &Expectation) -> Result<()> {
+        let ifindex = self.ifindex(endpoint)?;
+        let (mut ingress, mut by) = (UPLINK_IFINDEX, None);
         let mut words = Vec::new();
         for word in line.split_whitespace() {
-            match word.strip_prefix("by=") {
-                Some("node") => ingress = Some(0),
-                Some("net") => ingress = Some(UPLINK_IFINDEX),
-                Some(name) => ingress = Some(self.world.endpoint(name).context("by=POD")?.ifindex),
-                None => words.push(word),
+            match (word.strip_prefix("by="), word.strip_prefix("mark=")) {
+                (Some("node"), _) => ingress = 0,
+                (Some("net"), _) => ingress = UPLINK_IFINDEX,
+                (Some(name), _) => ingress = self.ifindex(name)?,
+                (None, Some(name)) => by = Some(self.ifindex(name)?),
+                (None, None) => words.push(word),
             }
         }
-        let line = words.join(" ");
-        let ingress = match (hook, ingress) {
-            (Hook::FromPod, _) => ifindex,
-            (Hook::ToPod, Some(ingress)) => ingress,
-            (Hook::ToPod, None) => UPLINK_IFINDEX,
+        let (hook, place) = match way {
+            "to" => (Hook::ToPod, Place::Pod),
+            "out" => (Hook::FromPod, Place::Device),
+            "in" => (Hook::FromPod, Place::Process),
+            _ => (Hook::FromPod, Place::Pod),
         };
-        let pass = self.packet(hook, ifindex, ingress, &line, wanted)?;
+        if hook == Hook::FromPod {
+            ingress = ifindex;
+            by = (place != Place::Pod).then_some(ifindex);
+        }
+        let line = words.join(" ");
+        let pass = self.packet(Hop { hook, place, ifindex, ingress, by }, &line, wanted)?;
         let fate = match pass {
             Some(true) => Fate::Passed,
-            Some(false) => Fate::Dropped(hook),
+            Some(false) => Fate::Dropped(Stop::of(hook, place)),
             None => Fate::Open,
         };
         self.compare(fate, wanted, &line)
     }
 
+    /// Of a pod, or `if10`, which need not be there any longer.
+    fn ifindex(&self, name: &str) -> Result<u32> {
+        match name.strip_prefix("if").and_then(|number| number.parse().ok()) {
+            Some(ifindex) => Ok(ifindex),
+            None => Ok(self.world.endpoint(name).with_context(|| format!("endpoint {name}"))?.ifindex),
+        }
+    }
+
     /// Asks everybody. `None`: the text leaves it open.
-    pub(super) fn packet(
-        &mut self,
-        hook: Hook,
-        ifindex: u32,
-        ingress_ifindex: u32,
-        line: &str,
-        wanted: &Expectation,
-    ) -> Result<Option<bool>> {
+    pub(super) fn packet(&mut self, hop: Hop, line: &str, wanted: &Expectation) -> Result<Option<bool>> {
         let words = line.replace(" gso", "");
         let frame = text::frame(&words, &self.world).with_context(|| line.to_owned())?.bytes();
         self.time += TICK;
         let gso = words.len() != line.len();
-        let packet = PacketStep { hook, ifindex, ingress_ifindex, time: self.time, gso, frame, words: line.to_owned() };
+        let Hop { hook, place, ifindex, ingress, by } = hop;
+        let (time, ingress_ifindex, words) = (self.time, ingress, line.to_owned());
+        let packet = PacketStep { hook, place, ifindex, ingress_ifindex, by, time, gso, frame, words };
         let opinion = self.oracle.packet(&packet);
         self.outcome.packets += 1;
         self.outcome.open += u64::from(opinion.pass.is_none());
@@ -256,20 +274,33 @@ impl Play {
         let answers: Vec<Answer> = self
             .judges
             .iter_mut()
-            .filter_map(|(name, judge)| Some(Answer { judge: name, verdict: judge.packet(&packet)? }))
+            .filter_map(|(name, judge)| {
+                Some(Answer { judge: name, verdict: judge.packet(&packet)?, mark: judge.mark() })
+            })
             .collect();
-        for Answer { judge, verdict } in &answers {
+        for Answer { judge, verdict, .. } in &answers {
             *self.outcome.given.entry(judge).or_default().entry(verdict.reason).or_default() += 1;
         }
         self.all_answered = answers.len() == self.judges.len();
-        let dropped_here = opinion.pass == Some(false) && wanted.at.is_none_or(|at| at == hook);
-        let reason = wanted.reason.filter(|reason| reason.passes() == (opinion.pass == Some(true)) || dropped_here);
+        let stop = Stop::of(hook, place);
+        let here = wanted.at.is_none_or(|at| at == stop);
+        let dropped_here = opinion.pass == Some(false) && here;
+        // Where a packet leaves the node it passes for reasons of its own.
+        let passed_here = opinion.pass == Some(true) && here && (stop != Stop::Exit || wanted.at.is_some());
+        let fits = |reason: Reason| if reason.passes() { passed_here } else { dropped_here };
+        let reason = wanted.reason.filter(|reason| fits(*reason));
         let reason_fits = |given: Reason| reason.is_none_or(|reason| reason == given);
         let oracle_fits = reason.is_none_or(|reason| opinion.admits(reason));
         let differs = answers.iter().any(|Answer { verdict, .. }| {
             !opinion.admits(verdict.reason) || verdict.pass != verdict.reason.passes() || !reason_fits(verdict.reason)
         });
-        if differs || !oracle_fits {
+        let expected = opinion.marked.map(|marked| if marked { Mark::Pod(ifindex) } else { Mark::Nobody });
+        let mismarked = stop == Stop::Hook(Hook::FromPod)
+            && answers.iter().any(|Answer { verdict, mark, .. }| {
+                let (Some(expected), Some(mark)) = (expected, mark) else { return false };
+                verdict.pass && expected != *mark
+            });
+        if differs || mismarked || !oracle_fits {
             let written = reason.map_or_else(String::new, |reason| reason.name().to_owned());
             self.disagree(&packet, written, opinion.describe(), answers);
         }
@@ -282,7 +313,7 @@ impl Play {
             case: self.case.clone(),
             step: self.step.clone(),
             step_number: self.step_number,
-            hook: packet.hook,
+            stop: Stop::of(packet.hook, packet.place),
             endpoint: self.oracle.isolating(packet.ifindex),
             packet: packet.words.clone(),
             written,
@@ -297,14 +328,14 @@ impl Play {
         let Some(pass) = wanted.pass else { return Ok(()) };
         let right = match fate {
             Fate::Passed => pass,
-            Fate::Dropped(hook) => !pass && wanted.at.is_none_or(|at| at == hook),
+            Fate::Dropped(stop) => !pass && wanted.at.is_none_or(|at| at == stop),
             Fate::Open => true,
         };
         if !right {
-            let written = format!("{} {}", if pass { "pass" } else { "drop" }, wanted.at.map_or("", Hook::name));
+            let written = format!("{} {}", if pass { "pass" } else { "drop" }, wanted.at.map_or("", Stop::name));
             let oracle = match fate {
                 Fate::Passed => "passes".to_owned(),
-                Fate::Dropped(hook) => format!("dropped at {}", hook.name()),
+                Fate::Dropped(stop) => format!("dropped at {}", stop.name()),
                 Fate::Open => "open".to_owned(),
             };
             let mut packet = self.last.clone().context("a packet was judged")?;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use super::objects::{merge, namespace, pod, relabel, split};
+use super::objects::{merge, namespace, pod, relabel, service, split};
 use super::{Endpoint, ObjectChange};
 use crate::frame::Mac;
 use crate::frame::text::Names;
@@ -29,6 +29,9 @@ pub struct World {
     namespaces: BTreeMap<String, Value>,
     policies: BTreeMap<String, Value>,
     nodes: BTreeMap<String, Value>,
+    services: BTreeMap<String, Value>,
+    /// The node's own addresses, as far as a case tells of them.
+    own: BTreeSet<IpAddr>,
     endpoints: BTreeMap<String, Endpoint>,
     next_ifindex: u32,
     next_uid: u32,
@@ -42,6 +45,8 @@ impl World {
             namespaces: BTreeMap::new(),
             policies: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            services: BTreeMap::new(),
+            own: BTreeSet::new(),
             endpoints: BTreeMap::new(),
             next_ifindex: FIRST_IFINDEX,
             next_uid: 1,
@@ -83,16 +88,23 @@ impl World {
         self.endpoints.values().find(|endpoint| endpoint.addresses.iter().any(|(own, _)| *own == address))
     }
 
+    /// A process of this node takes in what is sent to the address.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        let bridge = [NODE_V4, NODE_V6].iter().any(|own| own.parse() == Ok(address));
+        bridge || self.own.contains(&address)
+    }
+
     /// All objects as they are now, as changes.
     pub fn snapshot(&self) -> Vec<ObjectChange> {
-        let objects = [&self.namespaces, &self.nodes, &self.pods, &self.policies];
+        let objects = [&self.namespaces, &self.nodes, &self.services, &self.pods, &self.policies];
         let puts = objects.into_iter().flat_map(BTreeMap::values).cloned().map(ObjectChange::Put);
-        puts.chain(self.endpoints.values().cloned().map(ObjectChange::Endpoint)).collect()
+        let own = (!self.own.is_empty()).then(|| ObjectChange::Own(self.own.clone()));
+        puts.chain(own).chain(self.endpoints.values().cloned().map(ObjectChange::Endpoint)).collect()
     }
 
     /// The changes that empty the cluster; the veths stay.
     pub fn emptying(&self) -> Vec<ObjectChange> {
-        let objects = [&self.policies, &self.pods, &self.nodes, &self.namespaces];
+        let objects = [&self.policies, &self.pods, &self.services, &self.nodes, &self.namespaces];
         objects.into_iter().flat_map(BTreeMap::values).cloned().map(ObjectChange::Delete).collect()
     }
 
@@ -118,6 +130,10 @@ impl World {
                 let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"addresses": list}});
                 self.nodes.insert(name.to_owned(), node.clone());
                 vec![ObjectChange::Put(node)]
+            }
+            ["own", ref rest @ ..] => {
+                self.own = rest.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+                vec![ObjectChange::Own(self.own.clone())]
             }
             ["pod", name, ref rest @ ..] => self.put_pod_line(name, rest)?,
             ["label", "pod", name, ref rest @ ..] => {
@@ -164,6 +180,16 @@ impl World {
                 });
                 self.policies.insert(name.to_owned(), policy.clone());
                 vec![ObjectChange::Put(policy)]
+            }
+            ["service", name] => {
+                let service = service(name, value)?;
+                self.services.insert(name.to_owned(), service.clone());
+                vec![ObjectChange::Put(service)]
+            }
+            ["patch", "service", name] => {
+                let service = self.services.get_mut(name).with_context(|| format!("service {name}"))?;
+                merge(service, value);
+                vec![ObjectChange::Put(service.clone())]
             }
             ["patch", "pod", name] => {
                 let mut pod = self.pods.get(name).with_context(|| format!("pod {name}"))?.clone();
@@ -283,6 +309,7 @@ impl World {
             "policy" => self.policies.remove(name),
             "ns" => self.namespaces.remove(name),
             "node" => self.nodes.remove(name),
+            "service" => self.services.remove(name),
             other => bail!("delete {other}"),
         };
         changes.push(ObjectChange::Delete(removed.ok_or_else(|| anyhow!("there is no {kind} {name}"))?));

@@ -2,13 +2,15 @@
 //!
 //! Every plan is written write by write, as the kernel would see it.
 
+use std::collections::BTreeMap;
+
 use palisade::tables::plan::Installed;
 use palisade::tables::sim::{FrameBytes, Sim};
-use palisade_common::Verdict;
-use palisade_common::decide::Meeting;
+use palisade_common::decide::{Meeting, Place, Tables as _};
+use palisade_common::{Hook, Reason, Verdict};
 
 use super::pipeline::Pipeline;
-use crate::case::{Existing, Judge, ObjectChange, PacketStep, Setup};
+use crate::case::{Existing, Judge, Mark, ObjectChange, PacketStep, Services, Setup};
 
 const RECORDS: u32 = 4096;
 
@@ -16,6 +18,9 @@ pub struct Compiled {
     pipeline: Pipeline,
     installed: Installed,
     sim: Sim,
+    /// The mark of the last packet that each interface let through.
+    marks: BTreeMap<u32, u16>,
+    mark: Mark,
 }
 
 impl Compiled {
@@ -23,7 +28,9 @@ impl Compiled {
         let mut sim = Sim::default();
         sim.keeps_existing = setup.existing == Existing::Keep;
         sim.midstream_budget = setup.midstream_budget;
-        Self { pipeline: Pipeline::new(&setup.node), installed: Installed::new(0, RECORDS), sim }
+        sim.exits_missing = setup.services == Services::NoExits;
+        let (pipeline, installed) = (Pipeline::of(setup), Installed::new(0, RECORDS));
+        Self { pipeline, installed, sim, marks: BTreeMap::new(), mark: Mark::Nobody }
     }
 }
 
@@ -39,7 +46,7 @@ impl Judge for Compiled {
             ObjectChange::EndpointGone(ifindex) => {
                 self.sim.listening.remove(ifindex);
             }
-            ObjectChange::Put(_) | ObjectChange::Delete(_) => {}
+            ObjectChange::Put(_) | ObjectChange::Delete(_) | ObjectChange::Own(_) => {}
         }
         self.pipeline.apply(change);
     }
@@ -55,9 +62,29 @@ impl Judge for Compiled {
 
     fn packet(&mut self, packet: &PacketStep) -> Option<Verdict> {
         self.sim.now.set(packet.time);
-        let meeting =
-            Meeting { hook: packet.hook, ifindex: packet.ifindex, from_node: packet.ingress_ifindex == 0, stamp: 0 };
-        let ruling = self.sim.judge(FrameBytes { bytes: &packet.frame, gso: packet.gso }, meeting);
+        let stamp = packet.by.and_then(|by| self.marks.get(&by)).copied().unwrap_or(0);
+        let frame = FrameBytes { bytes: &packet.frame, gso: packet.gso };
+        let &PacketStep { hook, place, ifindex, .. } = packet;
+        let ruling = match place {
+            Place::Pod => {
+                let from_node = packet.ingress_ifindex == 0;
+                self.sim.judge(frame, Meeting { hook, ifindex, from_node, stamp })
+            }
+            // The programs ask about nothing that bears no mark.
+            Place::Device | Place::Process if stamp == 0 => {
+                return Some(Verdict { pass: true, reason: Reason::NotIsolated });
+            }
+            Place::Device | Place::Process => self.sim.judge_leaving(frame, stamp, place),
+        };
+        if place == Place::Pod && hook == Hook::FromPod && ruling.passes() {
+            self.marks.insert(ifindex, ruling.stamp());
+            let owner = self.sim.stamp_owner(ruling.stamp()).filter(|_| ruling.stamp() != 0);
+            self.mark = owner.map_or(Mark::Nobody, Mark::Pod);
+        }
         Some(Verdict { pass: ruling.passes(), reason: ruling.reason() })
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        Some(self.mark)
     }
 }

@@ -4,21 +4,24 @@
 //! remember older.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
 use anyhow::{Context as _, ensure};
 use aya::TestRun as _;
-use aya::programs::TestRunOptions;
-use palisade::kernel::{AttachMode, FROM_POD, Kernel, PinDir, Settings, Sizes, TO_POD};
+use aya::programs::{CgroupSkb, TestRunOptions};
+use palisade::kernel::{AttachMode, DELIVER, EXIT_LINK, FROM_POD, Kernel, PinDir, Settings, Sizes, StampMask, TO_POD};
 use palisade::tables::Tables;
+use palisade_common::decide::Place;
 use palisade_common::layout::Config;
 use palisade_common::{Hook, Reason, Verdict};
 
 use super::memory::Memory;
 use super::pipeline::Pipeline;
-use crate::case::{Existing, Judge, ObjectChange, PacketStep, Setup};
+use crate::case::world::UPLINK_IFINDEX;
+use crate::case::{Existing, Judge, Mark, ObjectChange, PacketStep, Services, Setup};
 
 /// Interfaces of cases have indices up to here.
 const INTERFACES: std::ops::RangeInclusive<u32> = 2..=200;
@@ -75,40 +78,74 @@ impl Machine {
         Ok(self.kernel.maps().counters()?.into_iter().map(|(_, packets)| packets).collect())
     }
 
+    /// A packet without a mark at a pod's interface.
     pub fn run(&mut self, packet: &PacketStep) -> anyhow::Result<Verdict> {
-        let program = match packet.hook {
-            Hook::FromPod => FROM_POD,
-            Hook::ToPod => TO_POD,
+        Ok(self.run_marked(packet, 0)?.0)
+    }
+
+    /// The verdict about a packet that bears this stamp, and the stamp that it bears then.
+    pub fn run_marked(&mut self, packet: &PacketStep, stamp: u16) -> anyhow::Result<(Verdict, u16)> {
+        let shift = StampMask::default().shift();
+        let context = skb_context(packet, u32::from(stamp) << shift);
+        let mut context_out = [0; CONTEXT];
+        let options = TestRunOptions {
+            data_in: Some(&packet.frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            ..TestRunOptions::default()
         };
-        let context = skb_context(packet);
-        let options =
-            TestRunOptions { data_in: Some(&packet.frame), ctx_in: Some(&context), ..TestRunOptions::default() };
-        let returned = self.kernel.program_mut(program)?.test_run(options)?.return_value as i32;
+        let (passes, drops) = if packet.place == Place::Process { (1, 0) } else { (-1, 2) };
+        let returned = match (packet.place, packet.hook) {
+            (Place::Process, _) => {
+                let program = self.kernel.ebpf_mut().program_mut(DELIVER).context("no program for processes")?;
+                <&mut CgroupSkb>::try_from(program)?.test_run(options)?
+            }
+            (Place::Device, _) => self.kernel.program_mut(EXIT_LINK)?.test_run(options)?,
+            (Place::Pod, Hook::FromPod) => self.kernel.program_mut(FROM_POD)?.test_run(options)?,
+            (Place::Pod, Hook::ToPod) => self.kernel.program_mut(TO_POD)?.test_run(options)?,
+        };
+        let returned = returned.return_value as i32;
         let now = self.read_counters()?;
-        let reason = Reason::ALL
+        let counted = Reason::ALL
             .iter()
             .zip(now.iter().zip(&self.counters))
             .find(|(_, (now, before))| now != before)
-            .map(|(reason, _)| *reason)
-            .context("the program counted no reason")?;
+            .map(|(reason, _)| *reason);
         self.counters = now;
-        let pass = returned == -1;
-        ensure!(pass || returned == 2, "the program returned {returned}");
+        let reason = match counted {
+            // Nothing is asked about what bears no mark.
+            None if packet.place != Place::Pod && stamp == 0 => Reason::NotIsolated,
+            counted => counted.context("the program counted no reason")?,
+        };
+        let pass = returned == passes;
+        ensure!(pass || returned == drops, "the program returned {returned}");
         ensure!(pass == reason.passes(), "the program returned {returned} for {}", reason.name());
-        Ok(Verdict { pass, reason })
+        let mark = u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into().expect("four bytes"));
+        Ok((Verdict { pass, reason }, (mark >> shift) as u16))
+    }
+
+    /// The interface that has the stamp.
+    fn stamp_owner(&self, stamp: u16) -> Option<u32> {
+        let mut endpoints = self.kernel.endpoints().iter();
+        endpoints.find(|(_, record)| record.stamp == u32::from(stamp)).map(|(ifindex, _)| *ifindex)
     }
 }
 
+/// Size of `struct __sk_buff`, and where its mark is (bytes).
+const CONTEXT: usize = 192;
+const MARK: usize = 8;
+
 /// `struct __sk_buff` (include/uapi/linux/bpf.h) with the fields that a test run may set.
-fn skb_context(packet: &PacketStep) -> [u8; 192] {
+fn skb_context(packet: &PacketStep, mark: u32) -> [u8; CONTEXT] {
     const INGRESS_IFINDEX: usize = 36;
     const IFINDEX: usize = 40;
     const GSO_SEGS: usize = 164;
     const GSO_SIZE: usize = 176;
-    let mut context = [0; 192];
+    let mut context = [0; CONTEXT];
     let mut put = |at: usize, value: u32| context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    put(MARK, mark);
     put(INGRESS_IFINDEX, packet.ingress_ifindex);
-    put(IFINDEX, packet.ifindex);
+    put(IFINDEX, if packet.place == Place::Pod { packet.ifindex } else { UPLINK_IFINDEX });
     if packet.gso {
         put(GSO_SEGS, 2);
         put(GSO_SIZE, 1400);
@@ -122,6 +159,9 @@ pub struct Loaded {
     time: Option<u64>,
     /// A pod of the case is known to listen, which only a socket in a namespace of its own could show the program.
     has_listener: bool,
+    /// The mark of the last packet that each interface let through.
+    marks: BTreeMap<u32, u16>,
+    mark: Mark,
 }
 
 impl Loaded {
@@ -130,10 +170,18 @@ impl Loaded {
             keep_existing: u32::from(setup.existing == Existing::Keep),
             midstream_budget: setup.midstream_budget,
             inserts_safe: u64::MAX,
+            exits_missing: u32::from(setup.services == Services::NoExits),
             ..Config::default()
         };
         machine.borrow_mut().reset(&settings)?;
-        Ok(Self { machine: machine.clone(), pipeline: Pipeline::new(&setup.node), time: None, has_listener: false })
+        Ok(Self {
+            machine: machine.clone(),
+            pipeline: Pipeline::of(setup),
+            time: None,
+            has_listener: false,
+            marks: BTreeMap::new(),
+            mark: Mark::Nobody,
+        })
     }
 }
 
@@ -172,6 +220,18 @@ impl Judge for Loaded {
         if self.has_listener || !can_be_run(&packet.frame) {
             return None;
         }
-        Some(machine.run(packet).unwrap_or_else(|error| panic!("no verdict about {packet:?}: {error:#}")))
+        let stamp = packet.by.and_then(|by| self.marks.get(&by)).copied().unwrap_or(0);
+        let (verdict, marked) =
+            machine.run_marked(packet, stamp).unwrap_or_else(|error| panic!("no verdict about {packet:?}: {error:#}"));
+        if packet.place == Place::Pod && packet.hook == Hook::FromPod && verdict.pass {
+            self.marks.insert(packet.ifindex, marked);
+            let owner = if marked == 0 { None } else { machine.stamp_owner(marked) };
+            self.mark = owner.map_or(Mark::Nobody, Mark::Pod);
+        }
+        Some(verdict)
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        Some(self.mark)
     }
 }

@@ -9,7 +9,7 @@ use palisade::index::Index;
 use palisade::tables::Delta;
 use serde_json::Value;
 
-use crate::case::{Endpoint, ObjectChange};
+use crate::case::{Endpoint, ObjectChange, Services, Setup};
 
 /// Index and compiler of one case.
 pub struct Pipeline {
@@ -21,6 +21,14 @@ pub struct Pipeline {
 impl Pipeline {
     pub fn new(node: &str) -> Self {
         Self::with_limits(node, Limits::default())
+    }
+
+    pub fn of(setup: &Setup) -> Self {
+        let mut limits = Limits::default();
+        if setup.services == Services::NoMarks {
+            limits.stamps_max = 0;
+        }
+        Self::with_limits(&setup.node, limits)
     }
 
     pub fn with_limits(node: &str, limits: Limits) -> Self {
@@ -51,6 +59,7 @@ impl Pipeline {
             ObjectChange::EndpointGone(ifindex) => {
                 self.index.apply_veth(VethChange { ifindex: *ifindex, veth: None });
             }
+            ObjectChange::Own(addresses) => self.index.apply_addresses(addresses.clone()),
         }
     }
 

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-/// Namespace objects, policies and pods by their keys.
+/// Namespace objects, policies, Services and pods by their keys.
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
     namespaces: BTreeMap<String, Value>,
     policies: BTreeMap<(String, String), Value>,
+    services: BTreeMap<(String, String), Value>,
     /// By uid (SEMANTICS 9.4).
     pods: BTreeMap<String, Value>,
 }
@@ -53,6 +54,9 @@ impl Cluster {
             "NetworkPolicy" => {
                 self.policies.insert(key(object), object.clone());
             }
+            "Service" => {
+                self.services.insert(key(object), object.clone());
+            }
             // Node objects decide nothing: nodes are addresses like others (SEMANTICS 12.3), and the own one is known by its
             // packets (12.4).
             "Node" => {}
@@ -71,6 +75,9 @@ impl Cluster {
             "NetworkPolicy" => {
                 self.policies.remove(&key(object));
             }
+            "Service" => {
+                self.services.remove(&key(object));
+            }
             "Node" => {}
             kind => panic!("no judge knows kind {kind:?}"),
         }
@@ -79,6 +86,14 @@ impl Cluster {
     /// The policies of one namespace.
     pub fn policies(&self, namespace: &str) -> impl Iterator<Item = &Value> {
         self.policies.iter().filter(move |((own, _), _)| own == namespace).map(|(_, policy)| policy)
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = &Value> {
+        self.services.values()
+    }
+
+    pub fn pods(&self) -> impl Iterator<Item = &Value> {
+        self.pods.values()
     }
 
     /// Labels of a namespace, the one that every namespace has included (SEMANTICS 5.6); `None`: not known.
@@ -115,8 +130,11 @@ impl Cluster {
 /// Terminating pods are (SEMANTICS 9.2).
 pub fn is_peer(pod: &Value) -> bool {
     let host_network = at(pod, "spec.hostNetwork").as_bool() == Some(true);
-    let finished = matches!(text(pod, "status.phase"), "Succeeded" | "Failed");
-    !host_network && !finished
+    !host_network && !is_finished(pod)
+}
+
+pub fn is_finished(pod: &Value) -> bool {
+    matches!(text(pod, "status.phase"), "Succeeded" | "Failed")
 }
 
 pub fn labels(object: &Value) -> BTreeMap<String, String> {

@@ -25,55 +25,54 @@ impl Oracle {
         if apart && own.is_some_and(|epoch| epoch != self.epoch) && flow.opened[receiver] {
             // Whether a change reached that judgement is the judge's business: the verdict counts where both ways give the same.
             let (reply, own) = (self.ask(scene, tuple_of(packet), true), self.ask(scene, tuple_of(packet), false));
-            return match (reply, own) {
-                (Answer::Admitted, Answer::Admitted) => {
-                    self.admit(scene, passage, receiver, scene.opposite());
+            return match (reply.passes(), own.passes()) {
+                (true, true) => {
+                    self.admit(scene, passage, receiver, scene.opposite(), &reply);
                     self.note(scene, packet, passage);
-                    Opinion::of([Reason::Reply, Reason::Established, Reason::Allowed])
+                    Opinion::of([Reason::Reply, Reason::Established, own.reason()])
                 }
-                (Answer::Refused, Answer::Refused) if !reply_kept && !forward_kept => {
-                    Opinion::of([Reason::Revoked, Reason::NoRule])
-                }
-                (Answer::Admitted | Answer::Refused, Answer::Admitted | Answer::Refused) => self.undecided(passage),
+                (false, false) if !reply_kept && !forward_kept => self.refusal(scene, packet),
+                (true | false, true | false) => self.undecided(passage),
             };
         }
         let ours = Admission { opener: sender, direction: scene.direction(), endpoint: scene.identity.clone() };
         if flow.admissions.get(&ours) == Some(&self.epoch) {
             self.note(scene, packet, passage);
-            let reasons = [Reason::Established, Reason::Reply, Reason::Allowed];
-            return Opinion::of(reasons.into_iter().chain(forward_kept.then_some(Reason::Kept)));
+            let reasons = [Reason::Established].into_iter().chain(flow.opened[receiver].then_some(Reason::Reply));
+            return Opinion::of(reasons.chain(forward_kept.then_some(Reason::Kept)));
         }
         let mut cut = false;
         if flow.opened[receiver] && !(apart && own.is_some()) {
             let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
-            match answer {
-                Answer::Refused if !reply_kept => cut = self.admitted(scene, &flow, receiver, scene.opposite()),
-                Answer::Admitted | Answer::Refused => {
-                    if !from_node {
-                        self.admit(scene, passage, receiver, scene.opposite());
-                    }
-                    self.note(scene, packet, passage);
-                    let mut reasons = vec![Reason::Reply];
-                    reasons.extend((reply_kept || forward_kept).then_some(Reason::Kept));
-                    // Both ends may have opened it, and then it is its own as well.
-                    reasons.extend(flow.opened[sender].then_some(Reason::Established));
-                    return Opinion::of(reasons);
+            if answer.passes() || reply_kept {
+                if !from_node {
+                    self.admit(scene, passage, receiver, scene.opposite(), &answer);
                 }
+                self.note(scene, packet, passage);
+                let mut reasons = vec![Reason::Reply];
+                reasons.extend((reply_kept || forward_kept).then_some(Reason::Kept));
+                // Both ends may have opened it, and then it is its own as well.
+                reasons.extend(flow.opened[sender].then_some(Reason::Established));
+                return Opinion::of(reasons);
             }
+            cut = self.admitted(scene, &flow, receiver, scene.opposite());
         }
         let known = self.admitted(scene, &flow, sender, scene.direction());
         if cut && !known {
             let second = scene.time / 1_000_000_000;
             if !self.flow_entry(scene, passage).cut(receiver, scene.opposite(), second) {
-                return Opinion::of([Reason::Revoked, Reason::NoRule]);
+                return self.refusal(scene, packet);
             }
         }
+        if !known && self.is_from_service(scene, packet) {
+            return self.refusal(scene, packet);
+        }
         if forward_kept {
-            self.admit(scene, passage, sender, scene.direction());
+            self.admit(scene, passage, sender, scene.direction(), &Answer::Refused);
             self.note(scene, packet, passage);
             return Opinion::of([Reason::Kept, Reason::Established]);
         }
-        self.own_direction(scene, packet, passage, &[Reason::Allowed, Reason::Established])
+        self.own_direction(scene, packet, passage, &[Reason::Established])
     }
 
     /// The endpoint's policies admitted this once.

@@ -1,6 +1,6 @@
 //! Connections as the oracle remembers them: a list, searched from the front.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::packet::Tcp;
@@ -30,6 +30,14 @@ pub struct Admission {
     pub endpoint: String,
 }
 
+/// A pod of this node that opened a flow, as its packets' mark says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    pub ifindex: u32,
+    /// Of the pod and its veth.
+    pub identity: String,
+}
+
 #[derive(Clone, Debug)]
 pub struct Flow {
     pub tuple: Tuple,
@@ -41,6 +49,10 @@ pub struct Flow {
     pub node_to: Option<String>,
     /// With the instant of change at which each was last given.
     pub admissions: BTreeMap<Admission, u64>,
+    /// Those that only let the packets go on, as a Service's.
+    pub deferred: BTreeSet<Admission>,
+    /// Whose mark the packets bore that the receiving pod's policies admitted last.
+    pub client: Option<Client>,
     /// What was first found to hold no longer, and in which second.
     pub cut: Option<(usize, Direction, u64)>,
     /// Taken up by the reverse question, and no packet of the opener seen since: when (ns).
@@ -91,6 +103,8 @@ impl Flow {
             by_node: [false; 2],
             node_to: None,
             admissions: BTreeMap::new(),
+            deferred: BTreeSet::new(),
+            client: None,
             cut: None,
             unconfirmed: None,
             tcp: Closing::default(),
@@ -99,11 +113,17 @@ impl Flow {
         }
     }
 
-    pub fn admit(&mut self, admission: Admission, epoch: u64) {
+    /// `deferred`: only to be let go on.
+    pub fn admit(&mut self, admission: Admission, epoch: u64, deferred: bool) {
         self.opened[admission.opener] = true;
         if self.cut.is_some_and(|(opener, direction, _)| (opener, direction) == (admission.opener, admission.direction))
         {
             self.cut = None;
+        }
+        if deferred {
+            self.deferred.insert(admission.clone());
+        } else {
+            self.deferred.remove(&admission);
         }
         self.admissions.insert(admission, epoch);
     }

@@ -8,22 +8,26 @@ pub mod cluster;
 mod connectionless;
 pub mod flow;
 pub mod guard;
+mod leaving;
 mod meaning;
 pub mod packet;
 pub mod policy;
 mod related;
+mod services;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use palisade_common::decide::Place;
 use palisade_common::{Hook, Reason};
 use serde_json::Value;
 
 use self::cluster::{Cluster, text};
 use self::flow::{Flow, Tuple};
+use self::leaving::Marked;
 use self::policy::Direction;
-use crate::case::{Endpoint, ObjectChange, PacketStep, Setup};
+use crate::case::{Endpoint, ObjectChange, PacketStep, Services, Setup};
 
 /// What the oracle says about a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub struct Opinion {
     pub pass: Option<bool>,
     /// The reasons that a judge may give; empty: any that fits the verdict.
     pub reasons: BTreeSet<Reason>,
+    /// Where a pod sends: whether the packet goes on with the pod's mark. `None`: both are right.
+    pub marked: Option<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -39,6 +45,10 @@ pub struct Oracle {
     setup: Setup,
     cluster: Cluster,
     endpoints: BTreeMap<u32, Endpoint>,
+    /// The node's own addresses.
+    own: BTreeSet<IpAddr>,
+    /// Of the last packet that each interface let through.
+    marks: BTreeMap<u32, Marked>,
     /// Pods (by uid) that were known and not isolated once: they may have connections that nobody saw being opened.
     unisolated: BTreeSet<String>,
     flows: Vec<Flow>,
@@ -59,12 +69,16 @@ const NO_EPOCH: u64 = u64::MAX;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FirstFragment {
     hook: Hook,
+    /// Judged by its mark, where it ended up.
+    leaving: bool,
     ifindex: u32,
     source: IpAddr,
     destination: IpAddr,
     id: u32,
     epoch: u64,
     time: u64,
+    /// [`Opinion::marked`].
+    marked: Option<bool>,
 }
 
 /// An endpoint whose pod is known.
@@ -81,11 +95,14 @@ impl Opinion {
     fn of(reasons: impl IntoIterator<Item = Reason>) -> Self {
         let reasons: BTreeSet<Reason> = reasons.into_iter().collect();
         let pass = reasons.first().map(|reason| reason.passes());
-        Self { pass, reasons }
+        let any = |list: &[Reason]| list.iter().any(|reason| reasons.contains(reason));
+        let forward = any(&[Reason::Allowed, Reason::Established, Reason::Service]);
+        let marked = if any(&[Reason::Reply, Reason::Midstream]) && forward { None } else { Some(forward) };
+        Self { pass, reasons, marked }
     }
 
     fn either() -> Self {
-        Self { pass: None, reasons: BTreeSet::new() }
+        Self { pass: None, reasons: BTreeSet::new(), marked: None }
     }
 
     /// Whether a judge that says `reason` agrees.
@@ -101,7 +118,8 @@ impl Opinion {
             None => "either",
         };
         let names: Vec<&str> = self.reasons.iter().map(|reason| reason.name()).collect();
-        if names.is_empty() { verdict.to_owned() } else { format!("{verdict} ({})", names.join(" or ")) }
+        let mark = if self.marked == Some(true) { ", marked" } else { "" };
+        if names.is_empty() { verdict.to_owned() } else { format!("{verdict} ({}){mark}", names.join(" or ")) }
     }
 }
 
@@ -113,6 +131,8 @@ impl Oracle {
             setup: setup.clone(),
             cluster: Cluster::default(),
             endpoints: BTreeMap::new(),
+            own: BTreeSet::new(),
+            marks: BTreeMap::new(),
             unisolated: BTreeSet::new(),
             flows: Vec::new(),
             undecided: BTreeSet::new(),
@@ -134,6 +154,7 @@ impl Oracle {
             ObjectChange::EndpointGone(ifindex) => {
                 self.endpoints.remove(ifindex);
             }
+            ObjectChange::Own(addresses) => self.own.clone_from(addresses),
         }
     }
 
@@ -155,7 +176,17 @@ impl Oracle {
 
     pub fn packet(&mut self, step: &PacketStep) -> Opinion {
         self.settle();
-        self.judge(step)
+        if step.place != Place::Pod {
+            return self.leave_node(step);
+        }
+        let mut opinion = self.judge(step);
+        if step.hook == Hook::FromPod && opinion.pass != Some(false) {
+            if self.setup.services == Services::NoMarks {
+                opinion.marked = Some(false);
+            }
+            self.take_mark(step, &opinion);
+        }
+        opinion
     }
 
     /// `None`: which pod this is, is not known; the endpoint is closed.

@@ -10,7 +10,7 @@ use super::guard::Own;
 use super::meaning::has_ports;
 use super::packet::{self, Icmp, Packet};
 use super::policy::Direction;
-use super::verdict::{Answer, Scene};
+use super::verdict::Scene;
 use super::{FirstFragment, Opinion, Oracle};
 
 impl Oracle {
@@ -33,7 +33,7 @@ impl Oracle {
             Hook::FromPod => Hook::ToPod,
             Hook::ToPod => Hook::FromPod,
         };
-        let there = Scene { hook, identity: scene.identity.clone(), ..*scene };
+        let there = Scene { hook, identity: scene.identity.clone(), client: None, ..*scene };
         let Some(known) = self.flow(&there, &passage) else { return refused };
         if self.undecided.contains(&passage.tuple) {
             return Opinion::either();
@@ -46,9 +46,8 @@ impl Oracle {
             }
             let by_node = known.by_node[opener] && direction == Direction::Ingress;
             let kept = self.kept(&there, known, opener, direction);
-            match self.ask(&there, flow, reverse) {
-                Answer::Refused if !kept && !by_node => {}
-                Answer::Admitted | Answer::Refused => return Opinion::of([Reason::RelatedError]),
+            if self.ask(&there, flow, reverse).passes() || kept || by_node {
+                return Opinion::of([Reason::RelatedError]);
             }
         }
         refused
@@ -62,31 +61,35 @@ impl Oracle {
     }
 
     /// SEMANTICS 14.3: follows its first fragment.
-    pub(super) fn later_fragment(&self, scene: &Scene, packet: &Packet) -> Opinion {
-        let wanted = first_fragment(scene, packet, self.epoch);
+    pub(super) fn later_fragment(&self, scene: &Scene, packet: &Packet, leaving: bool) -> Opinion {
+        let wanted = first_fragment(scene, packet, self.epoch, leaving);
         let first = self.fragments.iter().find(|first| same_datagram(first, &wanted));
         match first {
             None => Opinion::of([Reason::FragmentAlone]),
-            Some(first) if first.epoch == self.epoch => Opinion::of([Reason::Fragment]),
+            Some(first) if first.epoch == self.epoch => {
+                Opinion { marked: first.marked, ..Opinion::of([Reason::Fragment]) }
+            }
             // Whether a change reached the first fragment's judgement is the judge's business: it may ask for a new one.
             Some(_) => Opinion::either(),
         }
     }
 }
 
-pub(super) fn first_fragment(scene: &Scene, packet: &Packet, epoch: u64) -> FirstFragment {
+pub(super) fn first_fragment(scene: &Scene, packet: &Packet, epoch: u64, leaving: bool) -> FirstFragment {
     FirstFragment {
         hook: scene.hook,
+        leaving,
         ifindex: scene.ifindex,
         source: packet.source,
         destination: packet.destination,
         id: packet.fragment.map_or(0, |fragment| fragment.id),
         epoch,
         time: scene.time,
+        marked: None,
     }
 }
 
 pub(super) fn same_datagram(one: &FirstFragment, other: &FirstFragment) -> bool {
-    (one.hook, one.ifindex, one.source, one.destination, one.id)
-        == (other.hook, other.ifindex, other.source, other.destination, other.id)
+    let name = |it: &FirstFragment| (it.hook, it.leaving, it.ifindex, it.source, it.destination, it.id);
+    name(one) == name(other)
 }

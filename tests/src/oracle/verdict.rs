@@ -5,14 +5,16 @@ use std::net::IpAddr;
 use palisade_common::{Hook, Reason};
 
 use super::cluster::addresses;
-use super::flow::{Admission, Flow, Passage, UNCONFIRMED_LIFE};
+use super::flow::{Admission, Client, Flow, Passage, UNCONFIRMED_LIFE};
 use super::guard::{Own, is_neighbour, violations};
+use super::leaving::Mark;
 use super::meaning::{answers, is_error, opens, passage, tuple_of};
 use super::packet::{self, Body, Packet, Upper, is_first, is_later};
 use super::policy::{Direction, Question, admits};
 use super::related::{first_fragment, same_datagram};
+use super::services::Destination;
 use super::{NO_EPOCH, Opinion, Oracle};
-use crate::case::{Existing, PacketStep};
+use crate::case::{Existing, PacketStep, Services};
 
 /// Everything about the endpoint that one packet's judgement needs.
 pub(super) struct Scene {
@@ -25,6 +27,8 @@ pub(super) struct Scene {
     pub(super) midstream: bool,
     /// May send from any address.
     pub(super) trusted: bool,
+    /// Whose mark the packet bears, where a pod receives.
+    pub(super) client: Option<Client>,
 }
 
 impl Scene {
@@ -48,7 +52,27 @@ impl Scene {
 /// What an answer of the policies was, and about which end's opening.
 pub(super) enum Answer {
     Admitted,
+    /// To a Service: judged where it ends up.
+    Deferred,
+    /// From the pod to itself, by way of a Service (SEMANTICS 13.5).
+    Hairpin,
     Refused,
+}
+
+impl Answer {
+    pub(super) const fn passes(&self) -> bool {
+        !matches!(self, Self::Refused)
+    }
+
+    /// Why a new flow passes.
+    pub(super) const fn reason(&self) -> Reason {
+        match self {
+            Self::Admitted => Reason::Allowed,
+            Self::Deferred => Reason::Service,
+            Self::Hairpin => Reason::Hairpin,
+            Self::Refused => Reason::NoRule,
+        }
+    }
 }
 
 impl Oracle {
@@ -75,6 +99,7 @@ impl Oracle {
             identity: format!("{identity} behind {}", step.ifindex),
             closed,
             trusted,
+            client: self.client_of(step),
         };
         // Whose namespace a closed endpoint's pod is in need not be known.
         let wrong = if trusted && !closed { Vec::new() } else { violations(step.hook, &reading, &own) };
@@ -96,6 +121,17 @@ impl Oracle {
             reasons.extend((!isolated && !closed).then_some(Reason::NotIsolated));
             reasons.extend(from_node.then_some(Reason::Node));
             return Opinion::of(reasons);
+        }
+        if step.hook == Hook::ToPod && !from_node {
+            match self.mark_of(step) {
+                Mark::Open => return self.open_mark(step),
+                Mark::Own => {
+                    if let Some(opinion) = self.judge_leaving(step).filter(|opinion| opinion.pass != Some(true)) {
+                        return opinion;
+                    }
+                }
+                Mark::None | Mark::NoMatter => {}
+            }
         }
         if !isolated && !closed {
             // Of a packet without addresses nobody can say whose it is; no host would take it.
@@ -131,7 +167,7 @@ impl Oracle {
             return self.judge_closed(scene, packet);
         }
         if is_later(packet) {
-            return self.later_fragment(scene, packet);
+            return self.later_fragment(scene, packet, false);
         }
         if let Upper::Icmp(icmp) = &packet.upper
             && is_error(packet, icmp)
@@ -140,7 +176,8 @@ impl Oracle {
         }
         let opinion = self.judge_flow(scene, packet);
         if is_first(packet) && opinion.pass != Some(false) {
-            let mut first = first_fragment(scene, packet, self.epoch);
+            let mut first = first_fragment(scene, packet, self.epoch, false);
+            first.marked = opinion.marked;
             if opinion.pass.is_none() {
                 first.epoch = NO_EPOCH;
             }
@@ -215,19 +252,99 @@ impl Oracle {
         }
     }
 
+    /// The pod whose mark the packet bears.
+    fn client_of(&self, step: &PacketStep) -> Option<Client> {
+        let by = step.by.filter(|_| step.hook == Hook::ToPod && step.ingress_ifindex != 0)?;
+        let marked = self.mark_of(step) == Mark::Own;
+        let subject = self.endpoints.get(&by).and_then(|endpoint| self.subject(endpoint)).filter(|_| marked)?;
+        Some(Client { ifindex: by, identity: format!("{} behind {by}", subject.uid) })
+    }
+
     /// Asks the endpoint's policies whether the packet's sender (its receiver, where `reverse`) may open the flow.
     pub(super) fn ask(&self, scene: &Scene, flow: (IpAddr, IpAddr, u8, Option<(u16, u16)>), reverse: bool) -> Answer {
         let (source, destination, protocol, ports) = flow;
         let subject = self.endpoints.get(&scene.ifindex).and_then(|endpoint| self.subject(endpoint));
         let Some(subject) = subject else { return Answer::Refused };
-        let question = Question {
-            subject: subject.pod,
-            direction: if reverse { scene.opposite() } else { scene.direction() },
-            peer: if scene.hook == Hook::FromPod { destination } else { source },
-            protocol,
-            port: ports.map(|(source, destination)| if reverse { source } else { destination }),
+        let direction = if reverse { scene.opposite() } else { scene.direction() };
+        let mut peer = if scene.hook == Hook::FromPod { destination } else { source };
+        let port = ports.map(|(source, destination)| if reverse { source } else { destination });
+        if direction == Direction::Ingress && subject.ingress {
+            let client = self.behind_address(scene, flow, reverse);
+            if client.as_ref().is_some_and(|client| client.ifindex == scene.ifindex) {
+                return Answer::Hairpin;
+            }
+            peer = client.and_then(|client| self.true_source(&client, peer)).unwrap_or(peer);
+        }
+        let question = Question { subject: subject.pod, direction, peer, protocol, port };
+        let admitted = admits(&self.cluster, question);
+        if direction == Direction::Egress && subject.egress && self.is_front(peer, protocol, port) {
+            return match (admitted, self.setup.services) {
+                (_, Services::NoExits | Services::NoMarks) => Answer::Refused,
+                (true, Services::Judged) => Answer::Admitted,
+                (false, Services::Judged) => Answer::Deferred,
+            };
+        }
+        if admitted { Answer::Admitted } else { Answer::Refused }
+    }
+
+    /// The pod of this node that is known to be behind the address of the peer that opened, or may have opened, the flow.
+    fn behind_address(
+        &self,
+        scene: &Scene,
+        (source, destination, protocol, ports): (IpAddr, IpAddr, u8, Option<(u16, u16)>),
+        reverse: bool,
+    ) -> Option<Client> {
+        if !reverse {
+            return scene.client.clone();
+        }
+        let (from, to) = ports?;
+        let passage = Passage::new((source, from), (destination, to), protocol);
+        let client = self.flow(scene, &passage)?.client.clone()?;
+        let endpoint = self.endpoints.get(&client.ifindex)?;
+        let same = format!("{} behind {}", self.subject(endpoint)?.uid, client.ifindex) == client.identity;
+        same.then_some(client)
+    }
+
+    /// The address by which a pod is known, where it was masqueraded as another (SEMANTICS 13.4).
+    fn true_source(&self, client: &Client, seen: IpAddr) -> Option<IpAddr> {
+        let endpoint = self.endpoints.get(&client.ifindex)?;
+        let of_pod = addresses(self.subject(endpoint)?.pod);
+        if self.cluster.trusted(&endpoint.namespace) || Own::new(endpoint, of_pod.clone()).has(seen) {
+            return None;
+        }
+        of_pod.into_iter().filter(|own| own.is_ipv4() == seen.is_ipv4()).min()
+    }
+
+    pub(super) fn is_front(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
+        port.is_some_and(|port| self.cluster.is_front(&self.setup.node, Destination { address, protocol, port }))
+    }
+
+    /// Why the packet is refused, after the policies of one end or both were asked.
+    pub(super) fn refusal(&self, scene: &Scene, packet: &Packet) -> Opinion {
+        let lacking = self.lacking(scene, packet);
+        Opinion::of([Reason::NoRule, Reason::Revoked].into_iter().chain(lacking))
+    }
+
+    /// Why a new flow is refused, that of the packet or of one that it answers.
+    fn refused_opening(&self, scene: &Scene, packet: &Packet, reverse: bool) -> Opinion {
+        let egress = reverse == (scene.hook == Hook::ToPod);
+        let lacking = self.lacking(scene, packet).filter(|_| egress);
+        Opinion::of([lacking.unwrap_or(Reason::NoRule)])
+    }
+
+    /// What keeps the endpoint's packets to a Service from being judged where they end up.
+    fn lacking(&self, scene: &Scene, packet: &Packet) -> Option<Reason> {
+        let (source, destination, protocol, ports) = tuple_of(packet);
+        let (address, port) = match scene.hook {
+            Hook::FromPod => (destination, ports.map(|(_, port)| port)),
+            Hook::ToPod => (source, ports.map(|(port, _)| port)),
         };
-        if admits(&self.cluster, question) { Answer::Admitted } else { Answer::Refused }
+        let lacking = match self.setup.services {
+            Services::Judged => None,
+            Services::NoExits => Some(Reason::NoExit),
+            Services::NoMarks => Some(Reason::NoStamp),
+        };
+        lacking.filter(|_| self.is_front(address, protocol, port))
     }
 
     pub(super) fn kept(&self, scene: &Scene, flow: &Flow, opener: usize, direction: Direction) -> bool {
@@ -242,14 +359,17 @@ impl Oracle {
             return Opinion::either();
         }
         if opens(packet) {
-            return self.own_direction(scene, packet, &passage, [Reason::Allowed, Reason::Established].as_slice());
+            return self.own_direction(scene, packet, &passage, &[Reason::Established]);
         }
         let connected = matches!(packet.protocol, 6 | 132);
         let Some(flow) = self.flow(scene, &passage) else {
             if connected && scene.midstream {
                 return self.judge_midstream(scene, packet, &passage);
             }
-            return self.own_direction(scene, packet, &passage, &[Reason::Allowed]);
+            if !connected && self.is_from_service(scene, packet) {
+                return self.take_up(scene, packet, &passage);
+            }
+            return self.own_direction(scene, packet, &passage, &[]);
         };
         if !connected {
             return self.judge_connectionless(scene, packet, &passage);
@@ -262,60 +382,91 @@ impl Oracle {
         let reply_kept = self.kept(scene, flow, receiver, scene.opposite());
         let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
         if forward {
-            match self.ask(scene, tuple_of(packet), false) {
-                Answer::Refused if !forward_kept => {}
-                Answer::Admitted | Answer::Refused => {
-                    self.admit(scene, &passage, sender, scene.direction());
-                    self.note(scene, packet, &passage);
-                    let mut reasons = vec![Reason::Established, Reason::Allowed];
-                    reasons.extend((forward_kept || (backward && reply_kept)).then_some(Reason::Kept));
-                    // Both ends may have opened it, and then it is also a reply.
-                    reasons.extend(answering.then_some(Reason::Reply));
-                    return Opinion::of(reasons);
-                }
+            let answer = self.ask(scene, tuple_of(packet), false);
+            if answer.passes() || forward_kept {
+                self.admit(scene, &passage, sender, scene.direction(), &answer);
+                self.note(scene, packet, &passage);
+                let mut reasons = vec![Reason::Established];
+                reasons.extend(answer.passes().then_some(answer.reason()));
+                reasons.extend((forward_kept || (backward && reply_kept)).then_some(Reason::Kept));
+                // Both ends may have opened it, and then it is also a reply.
+                reasons.extend(answering.then_some(Reason::Reply));
+                return Opinion::of(reasons);
             }
         }
         if answering {
             let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
-            match answer {
-                Answer::Refused if !reply_kept => {}
-                Answer::Admitted | Answer::Refused => {
-                    if !from_node {
-                        self.admit(scene, &passage, receiver, scene.opposite());
-                    }
-                    self.note(scene, packet, &passage);
-                    return Opinion::of([Reason::Reply].into_iter().chain(reply_kept.then_some(Reason::Kept)));
+            if answer.passes() || reply_kept {
+                if !from_node {
+                    self.admit(scene, &passage, receiver, scene.opposite(), &answer);
                 }
+                self.note(scene, packet, &passage);
+                return Opinion::of([Reason::Reply].into_iter().chain(reply_kept.then_some(Reason::Kept)));
             }
         }
         if forward || (backward && !closed) {
-            return Opinion::of([Reason::NoRule, Reason::Revoked]);
+            return self.refusal(scene, packet);
         }
-        self.own_direction(scene, packet, &passage, &[Reason::Allowed])
+        self.own_direction(scene, packet, &passage, &[])
     }
 
-    /// Judged as an opening of its own, whatever is known.
+    /// Judged as an opening of its own, whatever is known; `others`: reasons that may be given beside the answer's.
     pub(super) fn own_direction(
         &mut self,
         scene: &Scene,
         packet: &Packet,
         passage: &Passage,
-        reasons: &[Reason],
+        others: &[Reason],
     ) -> Opinion {
-        match self.ask(scene, tuple_of(packet), false) {
-            Answer::Refused => Opinion::of([Reason::NoRule, Reason::Revoked]),
-            Answer::Admitted => {
-                self.admit(scene, passage, passage.sender, scene.direction());
-                self.note(scene, packet, passage);
-                Opinion::of(reasons.iter().copied())
-            }
+        let answer = self.ask(scene, tuple_of(packet), false);
+        if !answer.passes() {
+            let new = opens(packet) || self.flow(scene, passage).is_none();
+            return if new { self.refused_opening(scene, packet, false) } else { self.refusal(scene, packet) };
+        }
+        self.admit(scene, passage, passage.sender, scene.direction(), &answer);
+        self.note(scene, packet, passage);
+        Opinion::of([answer.reason()].into_iter().chain(others.iter().copied()))
+    }
+
+    /// Takes note of an answer that passes, or of what is kept in spite of it.
+    pub(super) fn admit(
+        &mut self,
+        scene: &Scene,
+        passage: &Passage,
+        opener: usize,
+        direction: Direction,
+        answer: &Answer,
+    ) {
+        let admission = Admission { opener, direction, endpoint: scene.identity.clone() };
+        let before = self.flow(scene, passage).is_some_and(|flow| flow.deferred.contains(&admission));
+        let deferred = match answer {
+            Answer::Deferred => true,
+            Answer::Admitted | Answer::Hairpin => false,
+            Answer::Refused => before,
+        };
+        self.admit_as(scene, passage, opener, direction, deferred);
+        if scene.hook == Hook::ToPod && opener == passage.sender {
+            self.flow_entry(scene, passage).client.clone_from(&scene.client);
         }
     }
 
-    pub(super) fn admit(&mut self, scene: &Scene, passage: &Passage, opener: usize, direction: Direction) {
+    pub(super) fn admit_as(
+        &mut self,
+        scene: &Scene,
+        passage: &Passage,
+        opener: usize,
+        direction: Direction,
+        deferred: bool,
+    ) {
         let admission = Admission { opener, direction, endpoint: scene.identity.clone() };
         let epoch = self.epoch;
-        self.flow_entry(scene, passage).admit(admission, epoch);
+        self.flow_entry(scene, passage).admit(admission, epoch, deferred);
+    }
+
+    /// Sent by a Service's address: what comes from there answers (SEMANTICS 13.6).
+    pub(super) fn is_from_service(&self, scene: &Scene, packet: &Packet) -> bool {
+        let (source, _, protocol, ports) = tuple_of(packet);
+        scene.hook == Hook::ToPod && self.is_front(source, protocol, ports.map(|(port, _)| port))
     }
 
     /// From now on every verdict about this flow may be either.
@@ -332,14 +483,19 @@ impl Oracle {
         let listening = listening.filter(|_| packet.protocol == 6);
         let opened_by_sender = listening.map(|ports| ports.contains(&local) == (scene.hook == Hook::ToPod));
         if opened_by_sender != Some(false) {
-            let opinion = self.own_direction(scene, packet, passage, &[Reason::Allowed, Reason::Midstream]);
+            let opinion = self.own_direction(scene, packet, passage, &[]);
             if opinion.pass != Some(false) || opened_by_sender == Some(true) {
                 return opinion;
             }
         }
-        match self.ask(scene, tuple_of(packet), true) {
-            Answer::Refused => return Opinion::of([Reason::NoRule]),
-            Answer::Admitted => {}
+        self.take_up(scene, packet, passage)
+    }
+
+    /// As an answer to an opening that nobody saw.
+    fn take_up(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) -> Opinion {
+        let answer = self.ask(scene, tuple_of(packet), true);
+        if !answer.passes() {
+            return self.refused_opening(scene, packet, true);
         }
         let second = (scene.ifindex, scene.time / 1_000_000_000);
         let taken = self.midstream.iter().filter(|other| **other == second).count();
@@ -347,7 +503,7 @@ impl Oracle {
             return Opinion::of([Reason::MidstreamBudget]);
         }
         self.midstream.push(second);
-        self.admit(scene, passage, passage.receiver(), scene.opposite());
+        self.admit(scene, passage, passage.receiver(), scene.opposite(), &answer);
         self.flow_entry(scene, passage).unconfirmed = Some(scene.time);
         self.note(scene, packet, passage);
         Opinion::of([Reason::Midstream])
@@ -366,7 +522,7 @@ fn without_endpoint(hook: Hook, body: &Body, from_node: bool) -> Opinion {
     match (from_node, neighbour) {
         (true, _) => Opinion::of([Reason::Node, Reason::Neighbour]),
         // Advertisements and redirects are for pods that are known.
-        (false, true) => Opinion { pass: None, reasons: [Reason::Neighbour, Reason::Closed].into() },
+        (false, true) => Opinion { reasons: [Reason::Neighbour, Reason::Closed].into(), ..Opinion::either() },
         (false, false) => Opinion::of([Reason::Closed]),
     }
 }

@@ -65,6 +65,7 @@ pub fn case(seed: u64) -> Case {
         world: "none".to_owned(),
         existing: if dice.percent(20) { "keep" } else { "cut" }.to_owned(),
         budget: if dice.percent(25) { 1 } else { 1000 },
+        services: "judged".to_owned(),
         collapsed: false,
         objects,
         steps,
