@@ -234,9 +234,12 @@ fn judge_isolated<T: Tables>(
     if record.flags & endpoint_flag::CLOSED != 0 {
         return Ruling::of(flow::closed(&at));
     }
-    if meeting.client_stamp() != 0 {
-        at.client =
-            client_of(tables, meeting.stamp, epoch).map_or((0, 0), |client| (client.ifindex, client.generation));
+    // Not a pod behind its own address: of the two pods of a flow either may have opened it, and the flow remembers one client.
+    if meeting.client_stamp() != 0
+        && let Some(client) = client_of(tables, meeting.stamp, epoch)
+        && (client.ifindex == record.ifindex || !owns(client, packet.family, &packet.source))
+    {
+        at.client = (client.ifindex, client.generation);
     }
     let ruling = flow::pass(&at);
     if packet.has(packet_trait::FRAGMENT_FIRST) { with_fragment(&at, ruling, None) } else { ruling }
