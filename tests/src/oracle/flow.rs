@@ -51,8 +51,8 @@ pub struct Flow {
     pub admissions: BTreeMap<Admission, u64>,
     /// Those that only let the packets go on, as a Service's.
     pub deferred: BTreeSet<Admission>,
-    /// Whose mark the packets bore that the receiving pod's policies admitted last.
-    pub client: Option<Client>,
+    /// By sender: whose mark the packets bore that the receiving pod's policies admitted last.
+    pub clients: [Option<Client>; 2],
     /// What was first found to hold no longer, and in which second.
     pub cut: Option<(usize, Direction, u64)>,
     /// Taken up by the reverse question, and no packet of the opener seen since: when (ns).
@@ -104,7 +104,7 @@ impl Flow {
             node_to: None,
             admissions: BTreeMap::new(),
             deferred: BTreeSet::new(),
-            client: None,
+            clients: [None, None],
             cut: None,
             unconfirmed: None,
             tcp: Closing::default(),

@@ -299,7 +299,7 @@ impl Oracle {
         }
         let (from, to) = ports?;
         let passage = Passage::new((source, from), (destination, to), protocol);
-        let client = self.flow(scene, &passage)?.client.clone()?;
+        let client = self.flow(scene, &passage)?.clients[passage.receiver()].clone()?;
         let endpoint = self.endpoints.get(&client.ifindex)?;
         let same = format!("{} behind {}", self.subject(endpoint)?.uid, client.ifindex) == client.identity;
         same.then_some(client)
@@ -446,7 +446,7 @@ impl Oracle {
         };
         self.admit_as(scene, passage, opener, direction, deferred);
         if scene.hook == Hook::ToPod && opener == passage.sender {
-            self.flow_entry(scene, passage).client.clone_from(&scene.client);
+            self.flow_entry(scene, passage).clients[opener].clone_from(&scene.client);
         }
     }
 
