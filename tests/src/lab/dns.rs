@@ -95,19 +95,21 @@ pub struct Resolver {
 impl Resolver {
     pub fn new(folder: &Path, netns: &Netns, server: IpAddr, over_tcp: bool) -> Result<Self> {
         let transport = if over_tcp { "tcp" } else { "udp" };
-        let name = format!("resolv-{transport}-{server}.conf").replace(':', "-");
-        let configuration = folder.join(name);
+        // Of its own, as others may read theirs at this moment.
+        let name = format!("resolv-{}-{transport}-{server}.conf", netns.name());
+        let configuration = folder.join(name.replace(':', "-"));
         let option = if over_tcp { " use-vc" } else { "" };
-        fs::write(&configuration, format!("nameserver {server}\noptions attempts:1 timeout:1{option}\n"))?;
+        fs::write(&configuration, format!("nameserver {server}\noptions attempts:1 timeout:5{option}\n"))?;
         Ok(Self { netns: netns.clone(), configuration })
     }
 
-    /// getaddrinfo(3), which asks for A and AAAA at once from one socket. The empty set where it fails.
-    pub fn addresses(&self, name: &str) -> Result<BTreeSet<IpAddr>> {
+    /// getaddrinfo(3), which asks for A and AAAA at once from one socket. The empty set where it fails or takes longer.
+    pub fn addresses(&self, name: &str, deadline: Duration) -> Result<BTreeSet<IpAddr>> {
         // The C library reads /etc/resolv.conf and no other file. To a server that is silent it connects for minutes.
-        let script = "mount --bind \"$0\" /etc/resolv.conf && exec timeout 1.5 getent ahosts \"$1\"";
+        let script = "mount --bind \"$0\" /etc/resolv.conf && exec timeout \"$2\" getent ahosts \"$1\"";
         let mut command = self.netns.command("unshare");
         command.args(["--mount", "sh", "-c", script]).arg(&self.configuration).arg(format!("{name}."));
+        command.arg(deadline.as_secs_f64().to_string());
         let output = command.output().context("cannot run unshare")?;
         // 2: nothing was found; 124: it took too long.
         let understood = output.status.success() || matches!(output.status.code(), Some(2 | 124));
