@@ -48,9 +48,9 @@ fn changes(step: &Value) -> Option<Vec<Value>> {
     let (word, kinds): (&str, &[&str]) = match step {
         Value::Array(items) => return Some(items.clone()),
         Value::String(line) => {
-            (line.split(' ').next()?, &["ns", "node", "pod", "label", "delete", "forget", "unveth", "listen"])
+            (line.split(' ').next()?, &["ns", "node", "own", "pod", "label", "delete", "forget", "unveth", "listen"])
         }
-        Value::Object(members) => (members.keys().next()?.split(' ').next()?, &["policy", "patch"]),
+        Value::Object(members) => (members.keys().next()?.split(' ').next()?, &["policy", "service", "patch"]),
         Value::Null | Value::Bool(_) | Value::Number(_) => return None,
     };
     kinds.contains(&word).then(|| vec![step.clone()])
@@ -62,7 +62,8 @@ fn stateless(step: &Value) -> Option<Value> {
     let mut words = key.split_whitespace();
     match (words.next()?, words.next()?) {
         ("only", _) | (_, "->") => Some(json!({key: value})),
-        ("from" | "to", _) => Some(json!({key: "any"})),
+        // Nor the mark that its sender gave it.
+        ("from" | "to", _) if !key.contains(" mark=") => Some(json!({key: "any"})),
         _ => None,
     }
 }
@@ -79,7 +80,7 @@ fn reversed(case: &Case) -> Case {
             Value::Object(members) => members.keys().next().map_or("", String::as_str),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => "",
         };
-        ["ns ", "node ", "pod ", "policy "].iter().any(|kind| key.starts_with(kind))
+        ["ns ", "node ", "own ", "pod ", "policy ", "service "].iter().any(|kind| key.starts_with(kind))
     };
     let (made, rest): (Vec<Value>, Vec<Value>) = case.objects.iter().cloned().partition(makes);
     let objects = made.into_iter().rev().chain(rest).collect();

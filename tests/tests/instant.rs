@@ -299,6 +299,7 @@ fn thousand_rows() {
         world: "pair".to_owned(),
         existing: "cut".to_owned(),
         budget: 0,
+        services: "judged".to_owned(),
         collapsed: false,
         objects: vec![policy(0)],
         steps: vec![policy(500), "delete policy x/p".into()],

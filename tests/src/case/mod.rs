@@ -37,7 +37,7 @@ pub struct Case {
     /// Points of SEMANTICS, titles of upstream tests.
     #[serde(default)]
     pub text: String,
-    /// Objects that come before its own: `e2e`, `pair` or `none`.
+    /// Objects that come before its own: `e2e`, `pair`, `services` or `none`.
     #[serde(default = "no_world")]
     pub world: String,
     /// `cut` or `keep`.
@@ -79,6 +79,8 @@ fn budget() -> u32 {
 const E2E: &str = include_str!("../../cases/world-e2e.yaml");
 /// Two pods of one namespace on this node, one on the other node.
 const PAIR: &str = include_str!("../../cases/world-pair.yaml");
+/// A client, a Service with a backend on either node, and the cluster's DNS.
+const SERVICES: &str = include_str!("../../cases/world-services.yaml");
 
 impl Case {
     pub fn setup(&self) -> Result<Setup> {
@@ -101,6 +103,7 @@ impl Case {
         let text = match self.world.as_str() {
             "e2e" => E2E,
             "pair" => PAIR,
+            "services" => SERVICES,
             "none" => "[]",
             other => anyhow::bail!("world: {other}"),
         };
