@@ -105,9 +105,6 @@ fn random_cases_over_compiled_tables() {
 fn every_reason(outcome: &Outcome, judge: &str) {
     // What only time, other CPUs or a full table can bring about.
     let rare = BTreeSet::from([Reason::Unsettled, Reason::Unremembered]);
-    // What random cases do not bring about yet.
-    let services = [Reason::Service, Reason::Hairpin, Reason::NoExit, Reason::NoStamp, Reason::UnknownStamp];
-    let rare: BTreeSet<Reason> = rare.into_iter().chain(services).collect();
     let given = &outcome.given[judge];
     let missing: Vec<&Reason> =
         Reason::ALL.iter().filter(|reason| !rare.contains(reason) && !given.contains_key(reason)).collect();

@@ -42,13 +42,6 @@ impl Ruling {
         Self(self.0 & !0xff | reason as u64)
     }
 
-    /// What is remembered is whether the flow was deferred before, as [`flow_flag::DEFERRED`] of these flags says.
-    #[inline(always)]
-    pub(crate) const fn deferred_as(self, flags: u32) -> Self {
-        let bit = (flags & flow_flag::DEFERRED) as u64;
-        Self(self.0 | bit << (Self::DEFERRED.trailing_zeros() - flow_flag::DEFERRED.trailing_zeros()))
-    }
-
     /// What is remembered is that the opening was let go on as a Service's.
     #[inline(always)]
     pub(crate) const fn deferred(self, deferred: bool) -> Self {

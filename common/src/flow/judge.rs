@@ -44,8 +44,7 @@ pub(super) fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> 
         let answer = if kept { Answer::ALLOWED } else { at.ask_forward() };
         if answer.is_allowed() {
             let ruling = if kept {
-                // A flow that is kept is what it was: where it ends up it is kept as well.
-                Ruling::of(Reason::Kept).deferred_as(flags >> sender)
+                Ruling::of(Reason::Kept)
             } else if known {
                 answer.ruling().because(Reason::Established)
             } else {

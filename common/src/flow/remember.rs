@@ -12,11 +12,14 @@ use crate::verdict::Reason;
 pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: Ruling) -> bool {
     let forward = ruling.is_forward();
     let mut value = flow.value();
+    let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
+    let mut deferred = ruling.deferred_bit();
     if ruling.reason_number() == Reason::Kept as u8 {
+        // A flow that is kept is what it was: where it ends up it is kept or refused as well.
+        deferred = value.flags >> opener & flow_flag::DEFERRED;
         // Once set it stays: it may stand for any of the entry's judgements.
         value.flags |= flow_flag::KEPT;
     }
-    let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     if forward {
         // Only an opening begins anew: what else is sent on a closed connection's tuple does not make it live again.
         if at.packet.is_tcp() && at.packet.has(packet_trait::OPENING) {
@@ -28,7 +31,7 @@ pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: R
     set_judged(&mut value, opener, role, at.judgement());
     // Without branches, each of which would double what the verifier reads.
     let egress = 1 - role as u32;
-    value.flags = value.flags & !((flow_flag::DEFERRED * egress) << opener) | ruling.deferred_bit() << opener;
+    value.flags = value.flags & !((flow_flag::DEFERRED * egress) << opener) | deferred << opener;
     value.flags &= !(flow_flag::LEAVING * u32::from(!at.leaving));
     if at.client.0 != 0 {
         (value.client, value.client_generation) = at.client;

@@ -46,7 +46,8 @@ impl Oracle {
             let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
             if answer.passes() || reply_kept {
                 if !from_node {
-                    self.admit(scene, passage, receiver, scene.opposite(), &answer);
+                    let noted = if reply_kept { &Answer::Refused } else { &answer };
+                    self.admit(scene, passage, receiver, scene.opposite(), noted);
                 }
                 self.note(scene, packet, passage);
                 let mut reasons = vec![Reason::Reply];

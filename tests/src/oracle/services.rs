@@ -58,9 +58,11 @@ fn is_of(entry: &Value, number: &str, destination: Destination) -> bool {
     protocol_of(entry) == destination.protocol && at(entry, number).as_u64() == Some(u64::from(destination.port))
 }
 
-/// An ExternalName is an alias in the DNS.
+/// An ExternalName and a headless Service are names in the DNS; kube-proxy translates nothing to either.
 fn ports(service: &Value) -> impl Iterator<Item = &Value> {
-    list(service, "spec.ports").iter().filter(|_| text(service, "spec.type") != "ExternalName")
+    let translated =
+        text(service, "spec.type") != "ExternalName" && text(service, "spec.clusterIP").parse::<IpAddr>().is_ok();
+    list(service, "spec.ports").iter().filter(move |_| translated)
 }
 
 /// Cluster IPs, external IPs, and those of load balancers that the node itself stands in for.
@@ -70,7 +72,6 @@ fn vips(service: &Value) -> Vec<IpAddr> {
     let balancers = balancers.filter(|entry| text(entry, "ipMode") != "Proxy").map(|entry| text(entry, "ip"));
     let all = [text(service, "spec.clusterIP")].into_iter();
     let all = all.chain(texts("spec.clusterIPs")).chain(texts("spec.externalIPs")).chain(balancers);
-    // A headless one has "None".
     all.filter_map(|text| text.parse().ok()).collect()
 }
 

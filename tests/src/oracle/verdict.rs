@@ -384,7 +384,9 @@ impl Oracle {
         if forward {
             let answer = self.ask(scene, tuple_of(packet), false);
             if answer.passes() || forward_kept {
-                self.admit(scene, &passage, sender, scene.direction(), &answer);
+                // What is kept is what it was, whatever the answer is now.
+                let noted = if forward_kept { &Answer::Refused } else { &answer };
+                self.admit(scene, &passage, sender, scene.direction(), noted);
                 self.note(scene, packet, &passage);
                 let mut reasons = vec![Reason::Established];
                 reasons.extend(answer.passes().then_some(answer.reason()));
@@ -398,7 +400,8 @@ impl Oracle {
             let answer = if from_node { Answer::Admitted } else { self.ask(scene, tuple_of(packet), true) };
             if answer.passes() || reply_kept {
                 if !from_node {
-                    self.admit(scene, &passage, receiver, scene.opposite(), &answer);
+                    let noted = if reply_kept { &Answer::Refused } else { &answer };
+                    self.admit(scene, &passage, receiver, scene.opposite(), noted);
                 }
                 self.note(scene, packet, &passage);
                 return Opinion::of([Reason::Reply].into_iter().chain(reply_kept.then_some(Reason::Kept)));

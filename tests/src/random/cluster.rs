@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::Dice;
+use super::services::Service;
 
 pub const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 pub const KEYS: [&str; 3] = ["app", "tier", "env"];
@@ -40,6 +41,7 @@ pub struct Pod {
 pub struct Cluster {
     pub pods: Vec<Pod>,
     pub(super) policies: Vec<String>,
+    pub(super) services: Vec<Service>,
     /// Those whose objects are there.
     pub(super) namespaces: BTreeSet<&'static str>,
     /// Deletions of pods that come after their successors.
@@ -98,6 +100,7 @@ impl Cluster {
         Self {
             pods: Vec::new(),
             policies: Vec::new(),
+            services: Vec::new(),
             namespaces: NAMESPACES.into(),
             late: Vec::new(),
             next_pod: 0,
@@ -120,6 +123,7 @@ impl Cluster {
         for _ in 0..6 + dice.below(6) {
             objects.push(self.policy(dice));
         }
+        objects.extend(self.service_objects(dice));
         if dice.percent(40) {
             dice.shuffle(&mut objects);
         }
@@ -167,6 +171,9 @@ impl Cluster {
                 let kind = if dice.percent(60) { "port" } else { "init" };
                 words += &format!(" {kind}:{port}={}/{}", dice.pick(&PORTS), dice.pick(&PROTOCOLS));
             }
+        }
+        if dice.percent(12) {
+            words += &Self::host_port(dice);
         }
         for (option, chance) in [("terminating", 8), ("older", 25)] {
             if dice.percent(chance) {

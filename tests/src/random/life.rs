@@ -18,7 +18,7 @@ impl Cluster {
         if dice.percent(30) && self.pods.iter().any(|pod| pod.leaving) {
             return self.delete_pod(dice, |pod| pod.leaving);
         }
-        match dice.below(60) {
+        match dice.below(68) {
             0..=15 => Some(self.policy(dice)),
             16..=20 => self.delete_policy(dice),
             21..=34 => self.relabel(dice),
@@ -36,6 +36,9 @@ impl Cluster {
             53 | 54 => self.hand_over(dice),
             55 => self.lose_veth(dice),
             56..=58 => Some(self.namespace(dice)),
+            59..=63 => Some(self.service(dice)),
+            64 | 65 => self.delete_service(dice),
+            66 => Some(self.own(dice)),
             _ => self.redelete(dice),
         }
     }

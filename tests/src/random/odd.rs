@@ -40,7 +40,8 @@ pub fn odd(cluster: &Cluster, dice: &mut Dice) -> Vec<Value> {
     let peer = far.filter(|_| dice.percent(70)).unwrap_or_else(|| stranger(dice, six).to_owned());
     let (port, id) = (*dice.pick(&PORTS), 1 + dice.below(1000));
     let scene = Scene { a: here.name, b: other.name, peer, six, port, id };
-    let lines = match dice.below(40) {
+    let lines = match dice.below(48) {
+        40..=47 => cluster.marks(dice),
         0..=14 => link(&scene, dice),
         15..=24 => pieces(&scene, dice),
         25..=29 => errors(&scene, dice),

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::Dice;
 use super::cluster::{Cluster, PORTS, Pod};
+use super::services::Translated;
 
 pub const STRANGERS: [&str; 3] = ["192.0.2.7", "192.0.2.200", "10.9.9.9"];
 pub const STRANGERS_V6: [&str; 3] = ["2001:db8::7", "2001:db8:1::7", "fd00:99::7"];
@@ -22,6 +23,8 @@ pub struct Flow {
     /// The same without ports.
     pub hosts: [String; 2],
     pub six: bool,
+    /// By whom it is opened with, it may be seen otherwise.
+    pub translated: bool,
 }
 
 /// One end of a packet: `x/a:80`, `x/a@6:80`, `[2001:db8::7]:80`.
@@ -121,20 +124,33 @@ fn family(six: bool) -> &'static str {
 }
 
 fn probe(cluster: &Cluster, dice: &mut Dice) -> Option<Value> {
+    if dice.percent(25)
+        && let Some(Translated { source, destination, kind, way, .. }) = cluster.to_service(dice)
+    {
+        return Some(json!({format!("{source} -> {destination} {} {way}", kind_text(kind)): "any"}));
+    }
     let (source, destination, six) = ends(cluster, dice)?;
     let key = format!("{source} -> {destination} {} {}", kind_text(kind(dice)), family(six));
     Some(json!({key: "any"}))
 }
 
 fn open(cluster: &Cluster, dice: &mut Dice, flows: &mut Vec<Flow>) -> Vec<Value> {
-    let Some((source, destination, six)) = ends(cluster, dice) else { return Vec::new() };
-    let (protocol, number) = kind(dice);
+    let translated = if dice.percent(30) { cluster.to_service(dice) } else { None };
+    let is_translated = translated.is_some();
+    let translated = translated.map(|it| (it.source, it.destination, it.six, it.kind, it.way));
+    let plain = |dice: &mut Dice| {
+        let (source, destination, six) = ends(cluster, dice)?;
+        Some((source, destination, six, kind(dice), family(six).to_owned()))
+    };
+    let Some((source, destination, six, (protocol, number), way)) = translated.or_else(|| plain(dice)) else {
+        return Vec::new();
+    };
     let name = format!("f{}", flows.len());
     let port = if dice.percent(40) { *dice.pick(&SHARED_PORTS) } else { 30_000 + flows.len() as u16 };
     let ported = matches!(protocol, "tcp" | "udp" | "sctp");
     // An address names no port in the line of a flow.
     let with_port = if source.contains('/') && ported { format!("{source}:{port}") } else { source.clone() };
-    let line = format!("flow {name} {with_port} -> {destination} {} {}", kind_text((protocol, number)), family(six));
+    let line = format!("flow {name} {with_port} -> {destination} {} {way}", kind_text((protocol, number)));
     let mut steps = vec![json!(line)];
     let flow = Flow {
         name,
@@ -142,6 +158,7 @@ fn open(cluster: &Cluster, dice: &mut Dice, flows: &mut Vec<Flow>) -> Vec<Value>
         ends: [end(&source, six, ported.then_some(port)), end(&destination, six, ported.then_some(number))],
         hosts: [source, destination],
         six,
+        translated: is_translated,
     };
     // Some are met mid-stream.
     if dice.percent(80) {
@@ -244,7 +261,8 @@ fn pieces(dice: &mut Dice) -> Vec<(&'static str, String)> {
 
 /// Somebody tells one end of a flow that a packet of it did not arrive.
 fn error(cluster: &Cluster, flow: &Flow, dice: &mut Dice) -> Vec<Value> {
-    let sender = dice.below(2);
+    // What is told to whom a translated flow was opened with names other ends.
+    let sender = if flow.translated { 0 } else { dice.below(2) };
     let (told, other) = (&flow.hosts[sender], &flow.hosts[1 - sender]);
     let quoted = match flow.kind {
         "tcp" | "udp" | "sctp" => format!("{} {} > {}", flow.kind, flow.ends[sender], flow.ends[1 - sender]),
@@ -263,7 +281,7 @@ fn error(cluster: &Cluster, flow: &Flow, dice: &mut Dice) -> Vec<Value> {
         return Vec::new();
     }
     let mut steps = Vec::new();
-    if cluster.reachable(other, six) && dice.percent(50) {
+    if !flow.translated && cluster.reachable(other, six) && dice.percent(50) {
         steps.push(format!("from {other} icmp {} > {told_ip} {kind} quoting {quoted}", host(other, six)));
     }
     if cluster.reachable(told, six) {
