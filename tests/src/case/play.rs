@@ -258,11 +258,14 @@ impl Play {
 
     /// Asks everybody. `None`: the text leaves it open.
     pub(super) fn packet(&mut self, hop: Hop, line: &str, wanted: &Expectation) -> Result<Option<bool>> {
-        let words = line.replace(" gso", "");
-        let frame = text::frame(&words, &self.world).with_context(|| line.to_owned())?.bytes();
         self.time += TICK;
+        let mut words = line.replace(" gso", "");
         let gso = words.len() != line.len();
         let Hop { hook, place, ifindex, ingress, by } = hop;
+        if place != Place::Pod {
+            words = untagged(&words);
+        }
+        let frame = text::frame(&words, &self.world).with_context(|| line.to_owned())?.bytes();
         let (time, ingress_ifindex, words) = (self.time, ingress, line.to_owned());
         let packet = PacketStep { hook, place, ifindex, ingress_ifindex, by, time, gso, frame, words };
         let opinion = self.oracle.packet(&packet);
@@ -344,4 +347,10 @@ impl Play {
         }
         Ok(())
     }
+}
+
+/// A packet that is routed leaves the link that it came by, and so its tags.
+fn untagged(words: &str) -> String {
+    let tag = |word: &&str| !word.starts_with("vlan=") && !word.starts_with("svlan=");
+    words.split(' ').filter(tag).collect::<Vec<_>>().join(" ")
 }

@@ -312,7 +312,9 @@ impl Oracle {
         if self.cluster.trusted(&endpoint.namespace) || Own::new(endpoint, of_pod.clone()).has(seen) {
             return None;
         }
-        of_pod.into_iter().filter(|own| own.is_ipv4() == seen.is_ipv4()).min()
+        // A pod without address of the family is nobody: nothing of it can bear the mark.
+        let nobody = if seen.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+        Some(of_pod.into_iter().filter(|own| own.is_ipv4() == seen.is_ipv4()).min().unwrap_or(nobody))
     }
 
     pub(super) fn is_front(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
