@@ -7,7 +7,13 @@
 //! Byte order: addresses are kept as they travel (network order); ports and numbers are in host order unless the name ends
 //! in `_be`.
 
-/// Raised with every change to a struct or constant in this file; part of the pin path.
+mod flows;
+mod services;
+
+pub use self::flows::*;
+pub use self::services::*;
+
+/// Raised with every change to a struct or constant here; part of the pin path.
 pub const LAYOUT_VERSION: u32 = 3;
 
 /// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
@@ -274,170 +280,6 @@ pub const PORT_PREFIX_MAX: u32 = 64;
 pub struct PortValue {
     pub rule: u32,
 }
-
-// === Services ===
-
-/// SERVICES (hash): a destination that the node may translate before a packet reaches whom it is for → [`Versioned`] number:
-/// [`SERVICE_NONE`], [`SERVICE_KNOWN`] or a row of BACKENDS.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceKey {
-    /// [`Address::ZERO`]: any of the family (node ports, host ports).
-    pub address: Address,
-    /// Host order.
-    pub port: u16,
-    pub protocol: u8,
-    /// [`Family`] as a number.
-    pub family: u8,
-}
-const _: () = assert!(size_of::<ServiceKey>() == 20);
-
-/// SERVICE_PORTS (array): a word for each 64 ports, a bit for each (host order) that any key of SERVICES has, or may have: most of what is
-/// refused is spared looking for a Service.
-pub const SERVICE_PORT_WORDS: usize = 1 << 10;
-
-/// The word of a port and its bit.
-#[inline(always)]
-pub const fn service_port_bit(port: u16) -> (u32, u64) {
-    ((port >> 6) as u32, 1 << (port & 63))
-}
-
-/// Not (or no longer) a Service's.
-pub const SERVICE_NONE: u32 = 0;
-/// A Service's; what becomes of a packet is judged where it ends up.
-pub const SERVICE_KNOWN: u32 = 1;
-/// Rows of BACKENDS are numbered from here.
-pub const BACKENDS_FIRST: u32 = 2;
-/// How many backends a row of BACKENDS holds.
-pub const BACKENDS_MAX: usize = 4;
-
-/// BACKENDS (hash): who stands for a Service's address that a process of the node serves untranslated, as NodeLocal DNSCache does:
-/// a policy has to admit all of them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backends {
-    pub count: u32,
-    /// Host order.
-    pub ports: [u16; BACKENDS_MAX],
-    pub addresses: [Address; BACKENDS_MAX],
-}
-const _: () = assert!(size_of::<Backends>() == 12 + 64);
-
-/// STAMPS (array): [`EndpointRecord::stamp`] → interface index of the endpoint that has it, or had it last.
-pub type StampKey = u32;
-
-// === Flows ===
-
-/// FLOWS (LRU hash): both directions of a flow have one key: the end with the lower (address, port) comes first.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FlowKey {
-    pub low: Address,
-    pub high: Address,
-    /// Host order. ICMP echo: the identifier in both; protocols without ports: 0.
-    pub low_port: u16,
-    pub high_port: u16,
-    pub protocol: u8,
-    /// [`Family`] as a number.
-    pub family: u8,
-    pub pad: u16,
-}
-const _: () = assert!(size_of::<FlowKey>() == 40);
-
-/// One judgement that is remembered: valid while both numbers are the endpoint's and the node's own.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Judgement {
-    /// The epoch it was made at, as read before any table was read.
-    pub epoch: u32,
-    /// Generation of the endpoint it was made for; 0: refused, or not judged.
-    pub generation: u32,
-}
-
-/// FLOWS: who opened the flow, and what was decided about it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowValue {
-    /// By opener (0: the low end, 1: the high end) and role (0: egress of the opener, 1: ingress of the other end).
-    pub judged: [[Judgement; 2]; 2],
-    /// Nanoseconds, CLOCK_MONOTONIC (coarse), of about the last packet.
-    pub seen: u64,
-    /// Bits of [`flow_flag`].
-    pub flags: u32,
-    /// TCP: the sequence number after each end's FIN (by sender: low, high).
-    pub fin_next: [u32; 2],
-    /// Protocols without connections: when a judgement was first found to hold no longer, and which one; see [`revoked`].
-    pub revoked: u32,
-    /// The pod of this node that opened the flow behind a masqueraded address: its interface index and generation; 0: none.
-    pub client: u32,
-    pub client_generation: u32,
-}
-const _: () = assert!(size_of::<FlowValue>() == 64);
-
-/// [`FlowValue::revoked`]: a moment in seconds (CLOCK_MONOTONIC, 30 bits), and which judgement; 0: none.
-#[inline(always)]
-pub const fn revoked(second: u32, opener: usize, role: usize) -> u32 {
-    second << 2 | (opener as u32) << 1 | role as u32
-}
-
-pub mod flow_flag {
-    /// The low (high: one bit up) end opened the flow at least once.
-    pub const OPENED: u32 = 1 << 0;
-    /// The opener is a process of the node: always admitted at the other end.
-    pub const NODE: u32 = 1 << 2;
-    /// TCP: the end sent its FIN.
-    pub const FIN: u32 = 1 << 4;
-    /// TCP: the end's FIN was acknowledged.
-    pub const FIN_ACKED: u32 = 1 << 6;
-    /// TCP: reset by an end that is certain.
-    pub const RESET: u32 = 1 << 8;
-    /// TCP: a reset was seen that may be forged; the flow lives on for a short while.
-    pub const RESET_SEEN: u32 = 1 << 9;
-    /// Admitted mid-stream by the reverse question and not yet confirmed by a packet of the end that opened it.
-    pub const UNCONFIRMED: u32 = 1 << 10;
-    /// A judgement was taken over without judging again (`--existing-flows keep`): good for what goes on, not for an opening.
-    pub const KEPT: u32 = 1 << 11;
-    /// The low (high: one bit up) end's opening was let go on as a Service's, and is judged where it ends up.
-    pub const DEFERRED: u32 = 1 << 12;
-    /// A deferred flow was answered.
-    pub const ANSWERED: u32 = 1 << 14;
-    /// Only known from where it leaves the node: answers come by another tuple.
-    pub const LEAVING: u32 = 1 << 15;
-}
-
-/// FRAGMENTS (LRU hash): where the first fragment of a datagram was admitted.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FragmentKey {
-    pub source: Address,
-    pub destination: Address,
-    /// Identification, as it lies in the packet (IPv4: the low half).
-    pub id: u32,
-    pub ifindex: u32,
-    pub protocol: u8,
-    pub family: u8,
-    /// [`crate::Hook`] as a number, or [`FRAGMENT_LEAVING`].
-    pub hook: u8,
-    pub pad: u8,
-    pub pad2: u32,
-}
-const _: () = assert!(size_of::<FragmentKey>() == 48);
-
-/// [`FragmentKey::hook`]: judged by its stamp, where it ended up.
-pub const FRAGMENT_LEAVING: u8 = 2;
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FragmentValue {
-    pub judged: Judgement,
-    /// Nanoseconds, CLOCK_MONOTONIC (coarse), of the first fragment.
-    pub seen: u64,
-    /// 1: the first fragment belonged to a flow that its sender opened.
-    pub forward: u32,
-    pub pad: u32,
-}
-
-// === Counters and events ===
 
 /// Size of COUNTERS (per-CPU array of packets by [`crate::Reason`]).
 pub const REASONS: usize = 64;
