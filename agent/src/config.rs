@@ -38,6 +38,8 @@ pub enum Command {
     /// Exit codes: 0 asked to stop, 1 failed, 2 wrong usage.
     #[command(verbatim_doc_comment)]
     Agent(Box<AgentFlags>),
+    /// Print whether this node is enforced, how many of its pods are, whether what they send to Services can be judged, and what is wrong.
+    Status(ShowFlags),
     /// Print every table as it is in the kernel, decoded.
     Maps(ShowFlags),
     /// Print who is enforced on this node and by which policies, and who is not, and why.

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         },
+        Command::Status(flags) => show::status(&flags),
         Command::Maps(flags) => show::maps(&flags),
         Command::Endpoints(flags) => show::endpoints(&flags),
         Command::Uninstall(flags) => uninstall::uninstall(&flags.pin_dir),

@@ -7,7 +7,7 @@ use std::time::Instant as Clock;
 use palisade_common::layout::endpoint_flag;
 
 use super::{Agent, refusal};
-use crate::compile::{Catalog, EndpointEntry};
+use crate::compile::{AgentEntry, Catalog, EndpointEntry};
 use crate::facts::{Fault, Kind, Veth};
 use crate::memory;
 use crate::observe;
@@ -16,19 +16,23 @@ use crate::observe::http::Readiness;
 use crate::observe::metrics::EndpointState;
 
 impl Agent {
-    pub(super) fn tell_readiness(&self) {
-        let now = if let Some(stuck) = &self.stuck {
-            Readiness::NotYet(format!("a change cannot be written: {}", stuck.error))
-        } else if !self.synced {
-            Readiness::NotYet("no complete list of objects yet".to_owned())
-        } else if let Some(failed) = self.attachments.failed().values().next() {
+    /// What keeps this node from being enforced as a whole.
+    fn not_ready(&self) -> Option<String> {
+        if let Some(stuck) = &self.stuck {
+            return Some(format!("a change cannot be written: {}", stuck.error));
+        }
+        if !self.synced {
+            return Some("no complete list of objects yet".to_owned());
+        }
+        if let Some(failed) = self.attachments.failed().values().next() {
             let count = self.attachments.failed().len();
-            Readiness::NotYet(format!("the programs are not attached to {count} interfaces: {}", failed.error))
-        } else if let Some(missing) = self.exits.missing().first() {
-            Readiness::NotYet(format!("Service traffic cannot be judged: {missing}"))
-        } else {
-            Readiness::Ready
-        };
+            return Some(format!("the programs are not attached to {count} interfaces: {}", failed.error));
+        }
+        self.exits.missing().first().map(|missing| format!("Service traffic cannot be judged: {missing}"))
+    }
+
+    pub(super) fn tell_readiness(&self) {
+        let now = self.not_ready().map_or(Readiness::Ready, Readiness::NotYet);
         self.signals.ready.send_if_modified(|told| {
             let changed = *told != now;
             *told = now;
@@ -85,6 +89,13 @@ impl Agent {
         self.catalog_is_old = false;
         let faults: Vec<Fault> = self.faults.values().flatten().cloned().chain(self.own_faults()).collect();
         let mut catalog = self.compiler.catalog(&self.index, &faults);
+        catalog.agent = AgentEntry {
+            node: self.node_name.to_string(),
+            version: crate::VERSION.to_owned(),
+            not_ready: self.not_ready(),
+            exits: self.exits.judged(),
+            exits_missing: self.exits.missing(),
+        };
         let old = std::mem::take(&mut self.catalog);
         if !self.synced || self.stuck.is_some() {
             keep_names(&mut catalog, old);

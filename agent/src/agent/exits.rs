@@ -43,6 +43,12 @@ impl Exits {
         self.devices.as_ref().is_some_and(|devices| devices.contains_key(&ifindex))
     }
 
+    /// Names of the devices that have their program.
+    pub(super) fn judged(&self) -> Vec<String> {
+        let all = self.devices.iter().flat_map(BTreeMap::values);
+        all.filter(|device| self.attachments.has(device.ifindex)).map(|device| device.name.to_string()).collect()
+    }
+
     /// Where Service traffic could end up without being judged.
     pub(super) fn missing(&self) -> Vec<String> {
         let Some(devices) = &self.devices else { return vec!["the node's devices are not known yet".to_owned()] };

@@ -14,11 +14,27 @@ use crate::index::Index;
 /// Field names are part of the output of `-o json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Catalog {
+    /// Of the agent itself. The compiler does not know.
+    #[serde(default)]
+    pub agent: AgentEntry,
     pub endpoints: Vec<EndpointEntry>,
     pub rules: BTreeMap<u32, RuleEntry>,
     pub tables: BTreeMap<u32, TableEntry>,
     pub classes: BTreeMap<u32, ClassEntry>,
     pub faults: Vec<FaultEntry>,
+}
+
+/// How the agent stood when it wrote this.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentEntry {
+    pub node: String,
+    pub version: String,
+    /// Why it does not call itself ready.
+    pub not_ready: Option<String>,
+    /// Names of the devices at which what leaves the node is judged.
+    pub exits: Vec<String>,
+    /// Why pods with an egress policy are refused what they send to Services; empty: they are not.
+    pub exits_missing: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +118,7 @@ impl Compiler {
         faults.sort_by(|a, b| (&a.kind, &a.object, &a.field).cmp(&(&b.kind, &b.object, &b.field)));
         faults.dedup();
         Catalog {
+            agent: AgentEntry::default(),
             endpoints: index.veths().filter_map(|veth| self.endpoint_entry(index, veth.ifindex)).collect(),
             rules: self.rule_names().into_iter().map(|(id, name)| (id, rule(name))).collect(),
             tables: self.decisions.tables().map(|(id, entry)| (id, table(entry))).collect(),

@@ -35,7 +35,7 @@ use crate::index::{Dirty, Identity, Index};
 use crate::tables::{Delta, Tables};
 use blocks::Blocks;
 pub use canonical::{Allowed, Canonical, CanonicalEndpoint, PeerClass, RuleName, TableName};
-pub use catalog::{Catalog, ClassEntry, EndpointEntry, FaultEntry, RuleEntry, TableEntry};
+pub use catalog::{AgentEntry, Catalog, ClassEntry, EndpointEntry, FaultEntry, RuleEntry, TableEntry};
 use classes::Classes;
 use decisions::{Decisions, Means};
 use desired::Desired;

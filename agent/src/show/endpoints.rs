@@ -10,14 +10,15 @@ use crate::compile::{Catalog, EndpointEntry, FaultEntry, TableEntry};
 use crate::config::{Output, ShowFlags};
 use crate::kernel::{self, Maps};
 use crate::observe;
+use crate::tables::adopted::Found;
 
 /// One endpoint: the catalog's names for what the kernel's record says.
 #[derive(Debug, Serialize)]
-struct Row {
+pub(super) struct Row {
     #[serde(flatten)]
-    entry: EndpointEntry,
+    pub(super) entry: EndpointEntry,
     /// `enforced`, `closed`, `not attached`, or `not in the tables`.
-    state: &'static str,
+    pub(super) state: &'static str,
 }
 
 /// # Errors
@@ -33,13 +34,7 @@ pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
         );
     }
     let Catalog { endpoints, tables, faults, .. } = observe::read_catalog(&flags.pin_dir)?;
-    let rows: Vec<Row> = endpoints
-        .into_iter()
-        .map(|entry| {
-            let index = found.tables.endpoints.get(&entry.ifindex);
-            row(entry, index.and_then(|index| found.records.get(&index.at(found.epoch))), &tables)
-        })
-        .collect();
+    let rows = rows(endpoints, &found, &tables);
     match flags.output {
         Output::Json => {
             let agent = if runs { "running" } else { "not running" };
@@ -51,17 +46,31 @@ pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Each endpoint as the kernel's tables have it.
+pub(super) fn rows(endpoints: Vec<EndpointEntry>, found: &Found, tables: &BTreeMap<u32, TableEntry>) -> Vec<Row> {
+    let row = |entry: EndpointEntry| {
+        let index = found.tables.endpoints.get(&entry.ifindex);
+        row(entry, index.and_then(|index| found.records.get(&index.at(found.epoch))), tables)
+    };
+    endpoints.into_iter().map(row).collect()
+}
+
 fn print(rows: Vec<Row>, faults: &[FaultEntry]) {
     let mut columns = Columns::new(&["POD", "INTERFACE", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "NOTE"]);
     for row in rows {
         columns.row(cells(row));
     }
     columns.print();
+    print_faults(faults);
+}
+
+pub(super) fn print_faults(faults: &[FaultEntry]) {
     if !faults.is_empty() {
         println!("\nCannot be enforced as written:");
-        for fault in faults {
-            println!("  {} {} {}: {}", fault.kind, fault.object, fault.field, fault.message);
-        }
+    }
+    for FaultEntry { kind, object, field, message } in faults {
+        let field = if field.is_empty() { String::new() } else { format!(" {field}") };
+        println!("  {kind} {object}{field}: {message}");
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod endpoints;
 mod maps;
+mod status;
 mod table;
 
 pub use endpoints::endpoints;
 pub use maps::maps;
+pub use status::status;

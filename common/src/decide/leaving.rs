@@ -5,7 +5,7 @@
 
 use super::fragment::later_fragment;
 use super::policy::service;
-use super::{EGRESS, FlowEntry, Ruling, Tables, other_record, record_at, with_fragment};
+use super::{EGRESS, FlowEntry, Ruling, Tables, other_record, owns, record_at, with_fragment};
 use crate::flow::{self, At};
 use crate::layout::{
     BACKENDS_FIRST, BACKENDS_MAX, EndpointRecord, FRAGMENT_LEAVING, ServiceKey, endpoint_flag, flow_flag,
@@ -108,6 +108,10 @@ pub fn leaving<T: Tables>(tables: &T, packet: &Packet, client: &EndpointRecord, 
     }
     let mut at = At::new(tables, client, packet, epoch, Hook::FromPod);
     at.leaving = true;
+    if !owns(client, packet.family, &packet.source) {
+        // Answers are asked about for it as well, whatever its packets were made to look like.
+        at.client = (client.ifindex, client.generation);
+    }
     if packet.has(packet_trait::FRAGMENT_LATER) {
         return later_fragment(&at, Some(FRAGMENT_LEAVING));
     }

@@ -5,7 +5,7 @@
 use palisade_common::decide::Place;
 use palisade_common::{Hook, Reason};
 
-use super::flow::{Admission, Passage};
+use super::flow::{Admission, Client, Passage};
 use super::meaning::{is_error, opens, passage, tuple_of};
 use super::packet::{self, Body, Packet, Upper, is_first, is_later};
 use super::policy::{Direction, Question, admits};
@@ -128,6 +128,9 @@ impl Oracle {
         let kept = keeps && known && !opens(packet);
         if self.may_reach(scene, destination, protocol, port) || kept {
             self.admit_as(scene, &passage, passage.sender, Direction::Egress, false);
+            let identity = scene.identity.clone();
+            self.flow_entry(scene, &passage).clients[passage.sender] =
+                Some(Client { ifindex: scene.ifindex, identity });
             self.note(scene, packet, &passage);
             let reasons = [Reason::Allowed, Reason::Established];
             return Opinion::of(reasons.into_iter().chain(kept.then_some(Reason::Kept)));

@@ -406,7 +406,9 @@ impl Oracle {
                     self.admit(scene, &passage, receiver, scene.opposite(), noted);
                 }
                 self.note(scene, packet, &passage);
-                return Opinion::of([Reason::Reply].into_iter().chain(reply_kept.then_some(Reason::Kept)));
+                // Its sender may have opened the flow as well, as another than it shows itself now.
+                let more = reply_kept.then_some(Reason::Kept).into_iter().chain(forward.then_some(Reason::Established));
+                return Opinion::of([Reason::Reply].into_iter().chain(more));
             }
         }
         if forward || (backward && !closed) {

@@ -1,0 +1,167 @@
+//! `palisade status`.
+
+use palisade_common::layout::FlowStats;
+use serde::Serialize;
+
+use super::endpoints::{Row, print_faults, rows};
+use crate::compile::{AgentEntry, Catalog, FaultEntry};
+use crate::config::{Output, ShowFlags};
+use crate::kernel::{self, Maps};
+use crate::observe;
+
+/// Field names are part of the output of `-o json`.
+#[derive(Debug, Serialize)]
+struct Status {
+    /// `running` or `not running`.
+    agent: &'static str,
+    #[serde(flatten)]
+    entry: AgentEntry,
+    /// The kernel refuses pods with an egress policy what they send to Services.
+    service_traffic_refused: bool,
+    /// Flows to Services that were answered, and flows judged where they ended up: more of the former mean that marks get lost.
+    service_flows_answered: u64,
+    service_flows_judged: u64,
+    pods: Pods,
+    faults: Vec<FaultEntry>,
+}
+
+/// How many of the node's pods, by what the kernel does with them.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct Pods {
+    isolated: usize,
+    open: usize,
+    /// Not known yet, or not to be enforced: nothing passes but between the pod and its node.
+    closed: usize,
+    /// Without programs: not enforced.
+    not_attached: usize,
+}
+
+/// # Errors
+///
+/// When there is no agent's state to read.
+pub fn status(flags: &ShowFlags) -> anyhow::Result<()> {
+    let snapshot = Maps::open_pinned(&flags.pin_dir)?.snapshot(false)?;
+    let runs = kernel::is_in_use(&flags.pin_dir)?;
+    let Catalog { agent, endpoints, tables, faults, .. } = observe::read_catalog(&flags.pin_dir)?;
+    let FlowStats { service_answered, service_judged, .. } = snapshot.flow_stats;
+    let status = Status {
+        agent: if runs { "running" } else { "not running" },
+        entry: agent,
+        service_traffic_refused: snapshot.config.exits_missing != 0,
+        service_flows_answered: service_answered,
+        service_flows_judged: service_judged,
+        pods: Pods::of(&rows(endpoints, &snapshot.found, &tables)),
+        faults,
+    };
+    match flags.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+        Output::Table => {
+            println!("{}", status.lines().join("\n"));
+            print_faults(&status.faults);
+        }
+    }
+    Ok(())
+}
+
+impl Pods {
+    fn of(rows: &[Row]) -> Self {
+        let mut pods = Self::default();
+        for Row { entry, state } in rows {
+            let count = match *state {
+                "not attached" => &mut pods.not_attached,
+                "enforced" if entry.isolated_ingress || entry.isolated_egress => &mut pods.isolated,
+                "enforced" => &mut pods.open,
+                _ => &mut pods.closed,
+            };
+            *count += 1;
+        }
+        pods
+    }
+}
+
+impl Status {
+    fn lines(&self) -> Vec<String> {
+        let AgentEntry { node, version, not_ready, exits, exits_missing } = &self.entry;
+        let running = self.agent == "running";
+        let agent = match running {
+            true => format!("running, {version}"),
+            false => {
+                "not running: what is in the tables stays enforced, and nothing that changes is taken in".to_owned()
+            }
+        };
+        let enforced = match (not_ready, running) {
+            (Some(reason), _) => format!("not as a whole: {reason}"),
+            (None, true) => "yes".to_owned(),
+            (None, false) => "as when the agent ended".to_owned(),
+        };
+        let Pods { isolated, open, closed, not_attached } = self.pods;
+        let mut pods = format!("{isolated} isolated, {open} open, {closed} closed");
+        if not_attached != 0 {
+            pods += &format!(", {not_attached} NOT ENFORCED");
+        }
+        let services = match self.service_traffic_refused {
+            false => format!("judged where it ends up: by the node's processes, and leaving by {}", exits.join(", ")),
+            true => format!("REFUSED to pods with an egress policy: {}", exits_missing.join("; ")),
+        };
+        let rows = [("node", node.clone()), ("agent", agent), ("enforced", enforced), ("pods", pods)];
+        let more = [
+            ("Service traffic", services),
+            (
+                "Service flows",
+                format!("{} answered, {} judged", self.service_flows_answered, self.service_flows_judged),
+            ),
+        ];
+        rows.iter().chain(&more).map(|(name, text)| format!("{name:<16} {text}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            agent: "running",
+            entry: AgentEntry {
+                node: "one".to_owned(),
+                version: "1".to_owned(),
+                exits: vec!["eth0".to_owned(), "flannel.1".to_owned()],
+                ..AgentEntry::default()
+            },
+            service_traffic_refused: false,
+            service_flows_answered: 3,
+            service_flows_judged: 4,
+            pods: Pods { isolated: 2, open: 1, ..Pods::default() },
+            faults: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn all_is_well() {
+        let expected = [
+            "node             one",
+            "agent            running, 1",
+            "enforced         yes",
+            "pods             2 isolated, 1 open, 0 closed",
+            "Service traffic  judged where it ends up: by the node's processes, and leaving by eth0, flannel.1",
+            "Service flows    3 answered, 4 judged",
+        ];
+        assert_eq!(status().lines(), expected);
+    }
+
+    #[test]
+    fn what_is_not_enforced_stands_out() {
+        let mut status = status();
+        status.agent = "not running";
+        status.pods.not_attached = 1;
+        status.service_traffic_refused = true;
+        status.entry.exits_missing = vec!["eth1 lacks its program: no".to_owned()];
+        let lines = status.lines();
+        assert!(lines[1].contains("not running"), "{lines:?}");
+        assert_eq!(lines[2], "enforced         as when the agent ended");
+        assert!(lines[3].ends_with("1 NOT ENFORCED"), "{lines:?}");
+        assert_eq!(lines[4], "Service traffic  REFUSED to pods with an egress policy: eth1 lacks its program: no");
+        status.entry.not_ready = Some("stuck".to_owned());
+        assert_eq!(status.lines()[2], "enforced         not as a whole: stuck");
+    }
+}
