@@ -71,7 +71,9 @@ impl Agent {
         command.args(["--node-name", &node.name]).arg("--pin-dir").arg(&node.pin_dir);
         lab.guard().folder(&state_dir(&node.pin_dir));
         command.arg("--cni-cache-dir").arg(node.cni_cache());
-        command.arg("--cgroup").arg(&node.cgroup.path);
+        if !options.extra.iter().any(|argument| argument == "--cgroup") {
+            command.arg("--cgroup").arg(&node.cgroup.path);
+        }
         command.args(["--metrics-addr", &Self::METRICS.to_string()]).args(&options.extra);
         if let Some(level) = &options.log_level {
             command.env("RUST_LOG", level);

@@ -29,7 +29,8 @@ impl Oracle {
                 (true, true) => {
                     self.admit(scene, passage, receiver, scene.opposite(), &reply);
                     self.note(scene, packet, passage);
-                    Opinion::of([Reason::Reply, Reason::Established, own.reason()])
+                    let kept = (reply_kept || forward_kept).then_some(Reason::Kept);
+                    Opinion::of([Reason::Reply, Reason::Established, own.reason()].into_iter().chain(kept))
                 }
                 (false, false) if !reply_kept && !forward_kept => self.refusal(scene, packet),
                 (true | false, true | false) => self.undecided(passage),

@@ -76,8 +76,11 @@ impl Oracle {
     pub(super) fn judge_leaving(&mut self, step: &PacketStep) -> Option<Opinion> {
         let by = step.by?;
         let Some(endpoint) = self.endpoints.get(&by) else { return Some(Opinion::of([Reason::UnknownStamp])) };
+        if step.place == Place::Pod && step.ifindex == by {
+            return None;
+        }
         let Some(subject) = self.subject(endpoint) else { return Some(Opinion::of([Reason::Closed])) };
-        if !subject.egress || (step.place == Place::Pod && step.ifindex == by) {
+        if !subject.egress {
             return None;
         }
         let scene = Scene {

@@ -3,6 +3,7 @@
 #![cfg(feature = "live")]
 
 mod counter;
+mod exits;
 mod flows;
 mod frames;
 mod life;
