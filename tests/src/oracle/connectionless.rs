@@ -22,7 +22,8 @@ impl Oracle {
         let own = flow.admitted_at(sender, Direction::Egress);
         let answered = flow.admitted_at(receiver, Direction::Ingress) == Some(self.epoch);
         let apart = scene.hook == Hook::ToPod && !answered;
-        if apart && own.is_some_and(|epoch| epoch != self.epoch) && flow.opened[receiver] {
+        let unsure = scene.hook == Hook::ToPod && flow.either_way == Some(self.epoch);
+        if (unsure || apart && own.is_some_and(|epoch| epoch != self.epoch)) && flow.opened[receiver] {
             // Whether a change reached that judgement is the judge's business: the verdict counts where both ways give the same.
             let (reply, own) = (self.ask(scene, tuple_of(packet), true), self.ask(scene, tuple_of(packet), false));
             return match (reply.passes(), own.passes()) {
@@ -51,6 +52,9 @@ impl Oracle {
                     self.admit(scene, passage, receiver, scene.opposite(), noted);
                 }
                 self.note(scene, packet, passage);
+                if scene.hook == Hook::FromPod && own.is_some_and(|epoch| epoch != self.epoch) {
+                    self.flow_entry(scene, passage).either_way = Some(self.epoch);
+                }
                 let mut reasons = vec![Reason::Reply];
                 reasons.extend((reply_kept || forward_kept).then_some(Reason::Kept));
                 // Both ends may have opened it, and then it is its own as well.

@@ -53,6 +53,8 @@ pub struct Flow {
     pub deferred: BTreeSet<Admission>,
     /// By sender: whose mark the packets bore that the receiving pod's policies admitted last.
     pub clients: [Option<Client>; 2],
+    /// The instant of change at which the sender's own pod may have taken a packet for an answer or for an opening of its own.
+    pub either_way: Option<u64>,
     /// What was first found to hold no longer, and in which second.
     pub cut: Option<(usize, Direction, u64)>,
     /// Taken up by the reverse question, and no packet of the opener seen since: when (ns).
@@ -105,6 +107,7 @@ impl Flow {
             admissions: BTreeMap::new(),
             deferred: BTreeSet::new(),
             clients: [None, None],
+            either_way: None,
             cut: None,
             unconfirmed: None,
             tcp: Closing::default(),

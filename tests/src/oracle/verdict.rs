@@ -235,7 +235,12 @@ impl Oracle {
             flow.by_node[passage.sender] = true;
             flow.node_to = Some(scene.identity.clone());
         }
-        self.note(scene, packet, &passage);
+        let mut packet = packet.clone();
+        if let Upper::Tcp(tcp) = &mut packet.upper {
+            // With RST as well it begins nothing.
+            tcp.syn &= !tcp.rst;
+        }
+        self.note(scene, &packet, &passage);
     }
 
     /// Keeps time, and how far TCP is closed, of a packet that passes.
@@ -301,20 +306,22 @@ impl Oracle {
         let passage = Passage::new((source, from), (destination, to), protocol);
         let client = self.flow(scene, &passage)?.clients[passage.receiver()].clone()?;
         let endpoint = self.endpoints.get(&client.ifindex)?;
-        let same = format!("{} behind {}", self.subject(endpoint)?.uid, client.ifindex) == client.identity;
-        same.then_some(client)
+        // Its object may be gone, and its veth there still.
+        let uid = self.subject(endpoint).map(|subject| subject.uid).or_else(|| endpoint.uid.clone())?;
+        (format!("{uid} behind {}", client.ifindex) == client.identity).then_some(client)
     }
 
     /// The address by which a pod is known, where it was masqueraded as another (SEMANTICS 13.4).
     fn true_source(&self, client: &Client, seen: IpAddr) -> Option<IpAddr> {
         let endpoint = self.endpoints.get(&client.ifindex)?;
-        let of_pod = addresses(self.subject(endpoint)?.pod);
+        let of_pod = self.subject(endpoint).map(|subject| addresses(subject.pod)).unwrap_or_default();
         if self.cluster.trusted(&endpoint.namespace) || Own::new(endpoint, of_pod.clone()).has(seen) {
             return None;
         }
+        let of_veth = endpoint.addresses.iter().map(|(own, _)| *own);
+        let first = of_pod.into_iter().chain(of_veth).filter(|own| own.is_ipv4() == seen.is_ipv4()).min();
         // A pod without address of the family is nobody: nothing of it can bear the mark.
-        let nobody = if seen.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
-        Some(of_pod.into_iter().filter(|own| own.is_ipv4() == seen.is_ipv4()).min().unwrap_or(nobody))
+        Some(first.unwrap_or(if seen.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) }))
     }
 
     pub(super) fn is_front(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
