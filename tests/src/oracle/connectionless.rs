@@ -20,10 +20,13 @@ impl Oracle {
         let forward_kept = self.kept(scene, &flow, sender, scene.direction());
         let reply_kept = self.kept(scene, &flow, receiver, scene.opposite());
         let own = flow.admitted_at(sender, Direction::Egress);
-        let answered = flow.admitted_at(receiver, Direction::Ingress) == Some(self.epoch);
-        let apart = scene.hook == Hook::ToPod && !answered;
-        let unsure = scene.hook == Hook::ToPod && flow.either_way == Some(self.epoch);
-        if (unsure || apart && own.is_some_and(|epoch| epoch != self.epoch)) && flow.opened[receiver] {
+        let answered = flow.admitted_at(receiver, Direction::Ingress);
+        let apart = scene.hook == Hook::ToPod && answered != Some(self.epoch);
+        let now = self.epoch;
+        let older = |epoch: Option<u64>| epoch.is_some_and(|epoch| epoch != now);
+        let unsure = apart && (older(own) || own.is_some() && older(answered));
+        let either_way = scene.hook == Hook::ToPod && flow.either_way == Some(self.epoch);
+        if (unsure || either_way) && flow.opened[receiver] {
             // Whether a change reached that judgement is the judge's business: the verdict counts where both ways give the same.
             let (reply, own) = (self.ask(scene, tuple_of(packet), true), self.ask(scene, tuple_of(packet), false));
             return match (reply.passes(), own.passes()) {
@@ -52,7 +55,7 @@ impl Oracle {
                     self.admit(scene, passage, receiver, scene.opposite(), noted);
                 }
                 self.note(scene, packet, passage);
-                if scene.hook == Hook::FromPod && own.is_some_and(|epoch| epoch != self.epoch) {
+                if scene.hook == Hook::FromPod && older(own) {
                     self.flow_entry(scene, passage).either_way = Some(self.epoch);
                 }
                 let mut reasons = vec![Reason::Reply];

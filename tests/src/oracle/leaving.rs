@@ -59,9 +59,16 @@ impl Oracle {
         match mark.marked {
             Some(true) => Mark::Own,
             Some(false) => Mark::None,
-            None if mark.passage == passage_of(step) => Mark::NoMatter,
+            None if mark.passage == passage_of(step) && !self.is_deferred(step) => Mark::NoMatter,
             None => Mark::Open,
         }
+    }
+
+    /// Whoever sent the packet was only let go on with its flow, if it opened it.
+    fn is_deferred(&self, step: &PacketStep) -> bool {
+        let passage = passage_of(step);
+        let flow = self.flows.iter().find(|flow| passage.as_ref().is_some_and(|passage| flow.tuple == passage.tuple));
+        flow.is_some_and(|flow| !flow.deferred.is_empty())
     }
 
     /// Where the text leaves open whose the flow is that the packet belongs to.
