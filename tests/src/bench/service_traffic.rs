@@ -32,6 +32,7 @@ pub fn run() -> Result<()> {
         write_services(&bench, &plane, count)?;
         // What one pod of a bridge answers another has to pass where it was translated.
         bench.node.bridge_netfilter(true)?;
+        forget_closed(&bench)?;
         let _proxy = KubeProxy::start(&bench.lab, &bench.node, &plane, Mode::Nftables)?;
         bench.target = IpAddr::V4(TARGET);
         bench.write_policy(1)?;
@@ -44,6 +45,15 @@ pub fn run() -> Result<()> {
     println!("{table}");
     println!("Load at the end: {}", machine::load());
     Ok(())
+}
+
+/// Of so many connections conntrack would be full after some seconds, and then drop what is new, with an agent and without.
+fn forget_closed(bench: &Bench) -> Result<()> {
+    let timeouts = ["time_wait", "close", "close_wait", "last_ack", "fin_wait"];
+    let names: Vec<String> =
+        timeouts.iter().map(|name| format!("net/netfilter/nf_conntrack_tcp_timeout_{name}")).collect();
+    let values: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    bench.node.netns.sysctl(&values)
 }
 
 /// The client may reach the server, which only its Service leads to.
