@@ -108,6 +108,12 @@ impl<'a, T: Tables> At<'a, T> {
         judged.epoch == self.epoch && judged.generation == self.record.generation
     }
 
+    /// The packet's sender is the pod that opened the flow: a masqueraded port that one had may be another's by now.
+    #[inline(always)]
+    fn is_same_client<F: FlowEntry>(&self, flow: &F) -> bool {
+        flow.client() == self.client || (matches!(self.hook, Hook::FromPod) && !self.leaving)
+    }
+
     /// All that was read so far was read at one epoch. What is found out otherwise may be neither the old verdict nor the new one: it
     /// is not even remembered, as with `--existing-flows keep` it would outlast the epoch.
     #[inline(always)]
@@ -133,7 +139,12 @@ impl<'a, T: Tables> At<'a, T> {
     /// Asks whether the packet's own direction may be opened.
     #[inline(always)]
     fn ask_forward(&self) -> Answer {
-        self.ask(self.forward_role() as u8, self.client, self.packet.destination_port)
+        self.ask_forward_for(self.client)
+    }
+
+    #[inline(always)]
+    fn ask_forward_for(&self, client: (u32, u32)) -> Answer {
+        self.ask(self.forward_role() as u8, client, self.packet.destination_port)
     }
 
     /// Asks whether the opposite direction may be opened; where it was, `flow` is the entry.
@@ -262,7 +273,7 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
     let opening = packet.has(packet_trait::OPENING);
     let flags = flow.flags();
     let anew = opening && flags & (TCP_STATE | flow_flag::KEPT) != 0;
-    if at.is_valid(flow.judged(at.sender, at.forward_role())) && !anew {
+    if at.is_valid(flow.judged(at.sender, at.forward_role())) && !anew && at.is_same_client(&flow) {
         note(at, &flow, true);
         return Ruling::of(Reason::Established).forward(true);
     }

@@ -23,7 +23,8 @@ pub(super) fn judge_known<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> 
     let opening = packet.has(packet_trait::OPENING);
     let opened_forward = flags & (flow_flag::OPENED << sender) != 0;
     let opened_reverse = flags & (flow_flag::OPENED << opener) != 0;
-    let known = opened_forward && !opening && flow.judged(sender, at.forward_role()).generation == generation;
+    let admitted = flow.judged(sender, at.forward_role()).generation == generation && at.is_same_client(flow);
+    let known = opened_forward && !opening && admitted;
     let keeps = at.tables.keeps_existing();
     let mut refused = Ruling::of(Reason::NoRule);
     if opened_reverse && !opening && answers(flow, packet, at.now) && is_reply(at, flow) {

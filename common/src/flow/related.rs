@@ -45,7 +45,9 @@ fn is_admitted<T: Tables>(at: &At<'_, T>) -> bool {
     // What the node opened needs no policy at the pod's end, whichever of the two sent what is quoted.
     let node = flags & flow_flag::NODE != 0;
     let (to_pod, from_pod) = (matches!(at.hook, Hook::ToPod), matches!(at.hook, Hook::FromPod));
-    if flags & (flow_flag::OPENED << sender) != 0 && ((node && to_pod) || at.ask_forward().is_allowed()) {
+    // The quoted packet bears no mark, but its sender's is remembered.
+    let client = if to_pod { flow.client() } else { (0, 0) };
+    if flags & (flow_flag::OPENED << sender) != 0 && ((node && to_pod) || at.ask_forward_for(client).is_allowed()) {
         return true;
     }
     flags & (flow_flag::OPENED << opener) != 0 && ((node && from_pod) || at.ask_reverse(Some(&flow)).is_allowed())

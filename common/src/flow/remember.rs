@@ -12,6 +12,9 @@ use crate::verdict::Reason;
 pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: Ruling) -> bool {
     let forward = ruling.is_forward();
     let mut value = flow.value();
+    if forward && !at.is_same_client(flow) {
+        begin_anew(at, &mut value);
+    }
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
     let mut deferred = ruling.deferred_bit();
     if ruling.reason_number() == Reason::Kept as u8 {
@@ -33,9 +36,6 @@ pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: R
     let egress = 1 - role as u32;
     value.flags = value.flags & !((flow_flag::DEFERRED * egress) << opener) | deferred << opener;
     value.flags &= !(flow_flag::LEAVING * u32::from(!at.leaving));
-    if at.client.0 != 0 {
-        (value.client, value.client_generation) = at.client;
-    }
     if value.revoked & 3 == revoked(0, opener, role) {
         value.revoked = 0;
     }
@@ -50,6 +50,18 @@ pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: R
         note(at, &flow, forward);
     }
     remembered
+}
+
+/// What a masqueraded port has had before another pod got it is forgotten.
+#[inline(always)]
+fn begin_anew<T: Tables>(at: &At<'_, T>, value: &mut FlowValue) {
+    let zero = at.tables.zero();
+    let unjudged = Judgement { epoch: zero, generation: zero };
+    value.judged = [[unjudged; 2]; 2];
+    value.flags = zero | flow_flag::LEAVING;
+    value.fin_next = [zero; 2];
+    value.revoked = zero;
+    (value.client, value.client_generation) = at.client;
 }
 
 /// Constant places, so that the verifier sees constant offsets.

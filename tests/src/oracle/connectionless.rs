@@ -17,7 +17,8 @@ impl Oracle {
         let (sender, receiver) = (passage.sender, passage.receiver());
         let flow = self.flow(scene, passage).expect("it is known").clone();
         let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
-        let forward_kept = self.kept(scene, &flow, sender, scene.direction());
+        let same = Self::is_same_client(scene, &flow, sender);
+        let forward_kept = same && self.kept(scene, &flow, sender, scene.direction());
         let reply_kept = self.kept(scene, &flow, receiver, scene.opposite());
         let own = flow.admitted_at(sender, Direction::Egress);
         let answered = flow.admitted_at(receiver, Direction::Ingress);
@@ -41,7 +42,7 @@ impl Oracle {
             };
         }
         let ours = Admission { opener: sender, direction: scene.direction(), endpoint: scene.identity.clone() };
-        if flow.admissions.get(&ours) == Some(&self.epoch) {
+        if same && flow.admissions.get(&ours) == Some(&self.epoch) {
             self.note(scene, packet, passage);
             let reasons = [Reason::Established].into_iter().chain(flow.opened[receiver].then_some(Reason::Reply));
             return Opinion::of(reasons.chain(forward_kept.then_some(Reason::Kept)));
@@ -66,7 +67,7 @@ impl Oracle {
             }
             cut = self.admitted(scene, &flow, receiver, scene.opposite());
         }
-        let known = self.admitted(scene, &flow, sender, scene.direction());
+        let known = same && self.admitted(scene, &flow, sender, scene.direction());
         if cut && !known {
             let second = scene.time / 1_000_000_000;
             if !self.flow_entry(scene, passage).cut(receiver, scene.opposite(), second) {

@@ -131,6 +131,14 @@ impl Flow {
         self.admissions.insert(admission, epoch);
     }
 
+    /// Who is behind the opener's address. What another had who was there is forgotten.
+    pub fn open_for(&mut self, opener: usize, client: Option<Client>) {
+        if self.clients[opener] != client {
+            *self = Self::new(self.tuple.clone());
+            self.clients[opener] = client;
+        }
+    }
+
     /// When anybody's policies last admitted this, as an instant of change.
     pub fn admitted_at(&self, opener: usize, direction: Direction) -> Option<u64> {
         let these = self.admissions.iter().filter(|(it, _)| (it.opener, it.direction) == (opener, direction));

@@ -137,10 +137,10 @@ impl Oracle {
         let keeps = self.setup.existing == Existing::Keep;
         let kept = keeps && known && !opens(packet);
         if self.may_reach(scene, destination, protocol, port) || kept {
+            let client = Client { ifindex: scene.ifindex, identity: scene.identity.clone() };
+            let is_own = self.is_own_address(scene.ifindex, packet.source);
+            self.flow_entry(scene, &passage).open_for(passage.sender, Some(client).filter(|_| !is_own));
             self.admit_as(scene, &passage, passage.sender, Direction::Egress, false);
-            let identity = scene.identity.clone();
-            self.flow_entry(scene, &passage).clients[passage.sender] =
-                Some(Client { ifindex: scene.ifindex, identity });
             self.note(scene, packet, &passage);
             let reasons = [Reason::Allowed, Reason::Established];
             return Opinion::of(reasons.into_iter().chain(kept.then_some(Reason::Kept)));

@@ -33,8 +33,10 @@ impl Oracle {
             Hook::FromPod => Hook::ToPod,
             Hook::ToPod => Hook::FromPod,
         };
-        let there = Scene { hook, identity: scene.identity.clone(), client: None, ..*scene };
-        let Some(known) = self.flow(&there, &passage) else { return refused };
+        let Some(known) = self.flow(scene, &passage) else { return refused };
+        let client = known.clients[passage.sender].clone().filter(|_| hook == Hook::ToPod);
+        let client = client.and_then(|client| self.still_there(client));
+        let there = Scene { hook, identity: scene.identity.clone(), client, ..*scene };
         if self.undecided.contains(&passage.tuple) {
             return Opinion::either();
         }
@@ -56,8 +58,13 @@ impl Oracle {
     /// The address is the endpoint's own, or it is trusted with every one.
     fn may_be(&self, ifindex: u32, address: IpAddr) -> bool {
         let Some(endpoint) = self.endpoints.get(&ifindex) else { return false };
+        self.cluster.trusted(&endpoint.namespace) || self.is_own_address(ifindex, address)
+    }
+
+    pub(super) fn is_own_address(&self, ifindex: u32, address: IpAddr) -> bool {
+        let Some(endpoint) = self.endpoints.get(&ifindex) else { return false };
         let of_pod = self.subject(endpoint).map(|subject| addresses(subject.pod)).unwrap_or_default();
-        self.cluster.trusted(&endpoint.namespace) || Own::new(endpoint, of_pod).has(address)
+        Own::new(endpoint, of_pod).has(address)
     }
 
     /// SEMANTICS 14.3: follows its first fragment.

@@ -257,12 +257,21 @@ impl Oracle {
         }
     }
 
-    /// The pod whose mark the packet bears.
+    /// The pod that is behind the packet's source, as its mark says, which is not its own address or is the receiving pod's.
     fn client_of(&self, step: &PacketStep) -> Option<Client> {
         let by = step.by.filter(|_| step.hook == Hook::ToPod && step.ingress_ifindex != 0)?;
         let marked = self.mark_of(step) == Mark::Own;
-        let subject = self.endpoints.get(&by).and_then(|endpoint| self.subject(endpoint)).filter(|_| marked)?;
-        Some(Client { ifindex: by, identity: format!("{} behind {by}", subject.uid) })
+        let endpoint = self.endpoints.get(&by).filter(|_| marked)?;
+        let subject = self.subject(endpoint)?;
+        let Body::Ip(Some(packet)) = packet::frame(&step.frame, step.gso).body else { return None };
+        let is_own = Own::new(endpoint, addresses(subject.pod)).has(packet.source);
+        let identity = format!("{} behind {by}", subject.uid);
+        (by == step.ifindex || !is_own).then_some(Client { ifindex: by, identity })
+    }
+
+    /// Whether a packet that was sent to the endpoint comes from who sent the flow's earlier ones.
+    pub(super) fn is_same_client(scene: &Scene, flow: &Flow, sender: usize) -> bool {
+        scene.hook == Hook::FromPod || flow.clients[sender] == scene.client
     }
 
     /// Asks the endpoint's policies whether the packet's sender (its receiver, where `reverse`) may open the flow.
@@ -305,6 +314,11 @@ impl Oracle {
         let (from, to) = ports?;
         let passage = Passage::new((source, from), (destination, to), protocol);
         let client = self.flow(scene, &passage)?.clients[passage.receiver()].clone()?;
+        self.still_there(client)
+    }
+
+    /// The client, unless another has taken its place.
+    pub(super) fn still_there(&self, client: Client) -> Option<Client> {
         let endpoint = self.endpoints.get(&client.ifindex)?;
         // Its object may be gone, and its veth there still.
         let uid = self.subject(endpoint).map(|subject| subject.uid).or_else(|| endpoint.uid.clone())?;
@@ -387,7 +401,8 @@ impl Oracle {
         let (forward, backward) = (flow.opened[sender], flow.opened[receiver]);
         let closed = flow.closed();
         let answering = backward && answers(flow, packet, sender, scene.time);
-        let forward_kept = self.kept(scene, flow, sender, scene.direction());
+        let forward_kept =
+            self.kept(scene, flow, sender, scene.direction()) && Self::is_same_client(scene, flow, sender);
         let reply_kept = self.kept(scene, flow, receiver, scene.opposite());
         let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
         if forward {
@@ -458,10 +473,10 @@ impl Oracle {
             Answer::Admitted | Answer::Hairpin => false,
             Answer::Refused => before,
         };
-        self.admit_as(scene, passage, opener, direction, deferred);
         if scene.hook == Hook::ToPod && opener == passage.sender {
-            self.flow_entry(scene, passage).clients[opener].clone_from(&scene.client);
+            self.flow_entry(scene, passage).open_for(opener, scene.client.clone());
         }
+        self.admit_as(scene, passage, opener, direction, deferred);
     }
 
     pub(super) fn admit_as(
