@@ -49,8 +49,8 @@ pub struct Oracle {
     own: BTreeSet<IpAddr>,
     /// Of the last packet that each interface let through.
     marks: BTreeMap<u32, Marked>,
-    /// Pods (by uid) that were known and not isolated once: they may have connections that nobody saw being opened.
-    unisolated: BTreeSet<String>,
+    /// Pods (by uid and interface) that were known and not isolated once: they may have connections that nobody saw being opened.
+    unisolated: BTreeSet<(String, u32)>,
     flows: Vec<Flow>,
     /// Flows of which a verdict was left open: what is remembered of them is the judge's business from then on.
     undecided: BTreeSet<Tuple>,
@@ -164,12 +164,12 @@ impl Oracle {
             return;
         }
         self.epoch += 1;
-        let free: Vec<String> = self
+        let free: Vec<(String, u32)> = self
             .endpoints
             .values()
-            .filter_map(|endpoint| self.subject(endpoint))
-            .filter(|subject| !subject.egress && !subject.ingress)
-            .map(|subject| subject.uid)
+            .filter_map(|endpoint| Some((self.subject(endpoint)?, endpoint.ifindex)))
+            .filter(|(subject, _)| !subject.egress && !subject.ingress)
+            .map(|(subject, ifindex)| (subject.uid, ifindex))
             .collect();
         self.unisolated.extend(free);
     }

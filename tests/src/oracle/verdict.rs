@@ -95,7 +95,7 @@ impl Oracle {
             hook: step.hook,
             ifindex: step.ifindex,
             time: step.time,
-            midstream: endpoint.older || self.unisolated.contains(&identity),
+            midstream: endpoint.older || self.unisolated.contains(&(identity.clone(), step.ifindex)),
             identity: format!("{identity} behind {}", step.ifindex),
             closed,
             trusted,
@@ -401,11 +401,11 @@ impl Oracle {
         let (forward, backward) = (flow.opened[sender], flow.opened[receiver]);
         let closed = flow.closed();
         let answering = backward && answers(flow, packet, sender, scene.time);
-        let forward_kept =
-            self.kept(scene, flow, sender, scene.direction()) && Self::is_same_client(scene, flow, sender);
+        let forward_kept = self.kept(scene, flow, sender, scene.direction());
         let reply_kept = self.kept(scene, flow, receiver, scene.opposite());
         let from_node = flow.by_node[receiver] && scene.hook == Hook::FromPod;
-        if forward {
+        let same = Self::is_same_client(scene, flow, sender);
+        if forward && same {
             let answer = self.ask(scene, tuple_of(packet), false);
             if answer.passes() || forward_kept {
                 // What is kept is what it was, whatever the answer is now.
@@ -433,7 +433,7 @@ impl Oracle {
                 return Opinion::of([Reason::Reply].into_iter().chain(more));
             }
         }
-        if forward || (backward && !closed) {
+        if (forward && same) || (!forward && backward && !closed) {
             return self.refusal(scene, packet);
         }
         self.own_direction(scene, packet, &passage, &[])

@@ -229,7 +229,7 @@ fn way(source: &str, backend: &str, six: bool, dice: &mut Dice) -> String {
     // The name of a pod has no family of its own.
     way += &if backend.contains(':') { format!(" via [{backend}]:{port}") } else { format!(" via {backend}:{port}") };
     let hairpin = source == backend;
-    if dice.percent(if hairpin { 70 } else { 20 }) {
+    if hairpin || dice.percent(20) {
         let remote = NODES[1][usize::from(six)];
         way += &format!(" masq {}", if hairpin || dice.percent(60) { "node" } else { remote });
     }
