@@ -188,6 +188,11 @@ impl Flow {
         }
     }
 
+    /// Closed, or a reset came from somewhere.
+    pub fn is_ending(&self) -> bool {
+        self.tcp.reset_seen || self.closed()
+    }
+
     pub fn closed(&self) -> bool {
         self.tcp.reset || self.tcp.fin_acknowledged == [true; 2]
     }

@@ -66,9 +66,11 @@ impl Oracle {
 
     /// Whoever sent the packet was only let go on with its flow, if it opened it.
     fn is_deferred(&self, step: &PacketStep) -> bool {
-        let passage = passage_of(step);
-        let flow = self.flows.iter().find(|flow| passage.as_ref().is_some_and(|passage| flow.tuple == passage.tuple));
-        flow.is_some_and(|flow| !flow.deferred.is_empty())
+        let Body::Ip(Some(packet)) = packet::frame(&step.frame, step.gso).body else { return false };
+        let tuple = passage(&packet).tuple;
+        let flow = self.flows.iter().find(|flow| flow.tuple == tuple);
+        // Of a later fragment nobody can say whose flow it is part of.
+        is_later(&packet) || flow.is_some_and(|flow| !flow.deferred.is_empty())
     }
 
     /// Where the text leaves open whose the flow is that the packet belongs to.

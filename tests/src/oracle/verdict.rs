@@ -229,6 +229,11 @@ impl Oracle {
         if reset && known.is_none() {
             return;
         }
+        if reset && known.is_some_and(|flow| flow.unconfirmed.is_some() || flow.is_ending()) {
+            // Whether it lives a moment longer by that is the judge's business.
+            self.undecided.insert(passage.tuple);
+            return;
+        }
         if !answer && !reset {
             let flow = self.flow_entry(scene, &passage);
             flow.opened[passage.sender] = true;
