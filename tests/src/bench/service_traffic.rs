@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::load::PORTS;
 use super::table::Table;
-use super::throughput::{Bench, KINDS, Load};
+use super::throughput::{Bench, CONNECTIONS, KINDS, Kind, Load};
 use super::{machine, traffic};
 use crate::lab::objects::{self, Backend};
 use crate::lab::{ControlPlane, KubeProxy, Mode};
@@ -17,6 +17,9 @@ use crate::lab::{ControlPlane, KubeProxy, Mode};
 const SERVICES: [usize; 2] = [1, 5_000];
 const ALTERNATIONS: usize = 12;
 const TIME: Duration = Duration::from_millis(800);
+const GOAL: f64 = 0.95;
+/// The server has an ingress policy as well.
+const BOTH_ENDS: Kind = Kind { name: "connect and close, both ends isolated", ..CONNECTIONS };
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 96, 200, 1);
 
 /// Prints the table.
@@ -35,12 +38,14 @@ pub fn run() -> Result<()> {
         forget_closed(&bench)?;
         let _proxy = KubeProxy::start(&bench.lab, &bench.node, &plane, Mode::Nftables)?;
         bench.target = IpAddr::V4(TARGET);
-        bench.write_policy(1)?;
+        bench.reason = "service";
         bench.manifests.put(&egress_policy())?;
         let mut load = Load::start(&bench, TIME)?;
-        for row in bench.rows(&mut load, &KINDS, ALTERNATIONS, count)? {
-            table.row(row);
-        }
+        let kinds = KINDS.map(|kind| Kind { goal: GOAL, ..kind });
+        let mut rows = bench.rows(&mut load, &kinds, ALTERNATIONS, count)?;
+        bench.write_policy(1)?;
+        rows.extend(bench.rows(&mut load, &[BOTH_ENDS], ALTERNATIONS, count)?);
+        rows.into_iter().for_each(|row| table.row(row));
     }
     println!("{table}");
     println!("Load at the end: {}", machine::load());
@@ -65,7 +70,10 @@ fn egress_policy() -> Value {
         "spec": {
             "podSelector": {"matchLabels": {"app": "client"}},
             "policyTypes": ["Egress"],
-            "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "server"}}}]}],
+            "egress": [{
+                "to": [{"podSelector": {"matchLabels": {"app": "server"}}}],
+                "ports": [{"port": traffic::PORT, "endPort": PORTS.end - 1}],
+            }],
         },
     })
 }

@@ -25,13 +25,13 @@ const WARM_UP: Duration = Duration::from_millis(200);
 
 /// One thing that is measured in every turn.
 pub(super) struct Kind {
-    name: &'static str,
-    work: Work,
-    unit: &'static str,
+    pub(super) name: &'static str,
+    pub(super) work: Work,
+    pub(super) unit: &'static str,
     /// Counted units in one of `unit`.
-    scale: f64,
+    pub(super) scale: f64,
     /// Least ratio.
-    goal: f64,
+    pub(super) goal: f64,
 }
 
 pub(super) const CONNECTIONS: Kind = Kind {
@@ -116,6 +116,8 @@ pub(super) struct Bench {
     pub(super) server: Pod,
     /// What the client connects to.
     pub(super) target: IpAddr,
+    /// Why the agent lets a connection's first packet pass, somewhere.
+    pub(super) reason: &'static str,
     pub(super) manifests: Manifests,
     /// Last, as it takes the rest away.
     pub(super) lab: Lab,
@@ -133,7 +135,7 @@ impl Bench {
         manifests.put(&objects::node(&node))?;
         manifests.put(&objects::pod(&client, &node))?;
         manifests.put(&objects::pod(&server, &node))?;
-        Ok(Self { target: server.ipv4(), node, client, server, manifests, lab })
+        Ok(Self { target: server.ipv4(), reason: "allowed", node, client, server, manifests, lab })
     }
 
     pub(super) fn write_policy(&self, rules: usize) -> Result<()> {
@@ -196,7 +198,7 @@ impl Bench {
                 agent.log_text()
             );
         }
-        let rates = kinds.iter().map(|kind| measure_judged(&agent, load, kind)).collect::<Result<_>>()?;
+        let rates = kinds.iter().map(|kind| measure_judged(&agent, load, kind, self.reason)).collect::<Result<_>>()?;
         ensure!(agent.stop()?.success(), "the agent did not end well");
         let uninstall = palisade(&self.node, &["uninstall"])?;
         ensure!(uninstall.status.success(), "uninstall: {}", String::from_utf8_lossy(&uninstall.stderr));
@@ -210,11 +212,11 @@ impl Bench {
 }
 
 /// With the agent's counters before and after, or something may have been measured that no program saw.
-fn measure_judged(agent: &Agent, load: &mut Load, kind: &Kind) -> Result<f64> {
+fn measure_judged(agent: &Agent, load: &mut Load, kind: &Kind, reason: &str) -> Result<f64> {
     let counter = |reason| packets(agent, reason);
-    let (allowed, established) = (counter("allowed")?, counter("established")?);
+    let (allowed, established) = (counter(reason)?, counter("established")?);
     let rate = load.measure(kind)?;
-    let (allowed, established) = (counter("allowed")? - allowed, counter("established")? - established);
+    let (allowed, established) = (counter(reason)? - allowed, counter("established")? - established);
     let expected = match kind.work {
         // Every connection, of which at least the handshake's last segment follows the first.
         Work::Connections(_) => (rate * load.time.as_secs_f64(), rate * load.time.as_secs_f64()),
