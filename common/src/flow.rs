@@ -111,7 +111,11 @@ impl<'a, T: Tables> At<'a, T> {
     /// The packet's sender is the pod that opened the flow: a masqueraded port that one had may be another's by now.
     #[inline(always)]
     fn is_same_client<F: FlowEntry>(&self, flow: &F) -> bool {
-        flow.client() == self.client || (matches!(self.hook, Hook::FromPod) && !self.leaving)
+        if matches!(self.hook, Hook::FromPod) && !self.leaving {
+            return true;
+        }
+        // What a process of the node has opened, nobody else goes on with.
+        flow.client() == self.client && flow.flags() & flow_flag::NODE == 0
     }
 
     /// All that was read so far was read at one epoch. What is found out otherwise may be neither the old verdict nor the new one: it
@@ -267,7 +271,7 @@ pub(crate) fn pass<T: Tables>(at: &At<'_, T>) -> Ruling {
         if !at.is_settled() {
             return Ruling::of(Reason::Unsettled);
         }
-        let flags = if ruling.is_forward() { 0 } else { flow_flag::UNCONFIRMED };
+        let flags = if ruling.is_forward() { 0 } else { flow_flag::UNCONFIRMED | flow_flag::ANSWERED };
         return remembered(insert(at, ruling, flags, new), ruling);
     };
     let opening = packet.has(packet_trait::OPENING);

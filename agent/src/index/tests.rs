@@ -120,7 +120,8 @@ fn complete_once_every_kind_was_listed() {
 
 #[test]
 fn the_same_again_is_no_change() {
-    let all = "ns a x=1\npod a/s#1 ip=10.0.0.5 node=n\npolicy a/p . in()\nveth 5 mac=5 ip=10.0.0.5/24";
+    let all = "ns a x=1\npod a/s#1 ip=10.0.0.5 node=n\npolicy a/p . in()\nveth 5 mac=5 ip=10.0.0.5/24\nown 10.96.0.1
+        service a/s ip=10.96.0.1 port=TCP/80/0/80";
     let mut index = index(all);
     index.take_dirty();
     apply(&mut index, all);
@@ -131,6 +132,7 @@ fn the_same_again_is_no_change() {
         [dirty.namespaces.len(), dirty.pods.len(), dirty.policies.len(), dirty.veths.len(), dirty.addresses.len()],
         [1; 5]
     );
+    assert_eq!(dirty.fronts.len(), 1);
 }
 
 fn fronts(index: &Index) -> String {
@@ -162,6 +164,11 @@ fn what_the_node_may_translate() {
         (vec![own, dns, pods[0], pods[1], "pod kube/other ip=10.0.0.3 app=web", "pod b/dns ip=10.0.0.4 app=dns"], one),
         (vec![own, "service a/s ip=10.96.0.10 port=TCP/80/0/80"], "10.96.0.10:TCP/80"),
         (vec!["pod a/p node=n hostport=TCP/80", "pod a/q node=m hostport=TCP/81"], "any:TCP/80"),
+        // A pod with the node's address stands behind a Service with that one.
+        (
+            vec![own, dns, "pod kube/host ip=192.168.0.9 node=n app=dns port=dns/UDP/53 host"],
+            "10.96.0.10:UDP/53=192.168.0.9:53 fd00:96::10:UDP/53",
+        ),
         (vec!["pod a/p node=n hostport=TCP/80/10.0.0.9", "pod a/q node=n hostport=UDP/1 finished"], "10.0.0.9:TCP/80"),
     ] {
         let reversed: Vec<&str> = lines.iter().copied().rev().collect();
@@ -192,6 +199,11 @@ fn a_front_stays_while_anybody_has_it_and_every_change_is_told() {
         ("pod kube/d ip=10.0.0.4 app=dns", 0, "10.96.0.10:UDP/53"),
         ("own 10.96.0.10", 1, "10.96.0.10:UDP/53=10.0.0.4:53"),
         ("-pod kube/d", 1, "10.96.0.10:UDP/53"),
+        // A host port goes where its pod goes.
+        ("pod a/h#1 ip=10.0.0.7 node=n hostport=TCP/80", 1, "any:TCP/80 10.96.0.10:UDP/53"),
+        ("pod a/h#1 ip=10.0.0.7 node=n hostport=TCP/81", 2, "any:TCP/81 10.96.0.10:UDP/53"),
+        ("pod a/h#2 ip=10.0.0.8 node=m hostport=TCP/81", 0, "any:TCP/81 10.96.0.10:UDP/53"),
+        ("-pod a/h#1", 1, "10.96.0.10:UDP/53"),
     ] {
         apply(&mut index, line);
         assert_eq!((fronts(&index), told(&mut index)), (expected.to_owned(), count), "{line}");

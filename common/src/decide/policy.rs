@@ -127,8 +127,9 @@ pub fn ask<T: Tables>(tables: &T, record: &EndpointRecord, question: &Question<'
 #[inline(always)]
 pub fn answer<T: Tables>(tables: &T, question: &Question<'_>, record: &EndpointRecord) -> Answer {
     if question.what == IS_SERVICE {
+        // Not a node port's or host port's, which are nobody's address.
         let is_service = tables.has_service_port(question.port)
-            && is_service(tables, question.peer, question.kind(), question.epoch);
+            && service(tables, &question.service_key(), question.epoch) != SERVICE_NONE;
         return if is_service { Answer::ALLOWED } else { Answer::NONE };
     }
     let mut peer = question.peer;

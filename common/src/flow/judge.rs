@@ -100,7 +100,8 @@ pub(super) fn judge_unknown<T: Tables>(at: &At<'_, T>) -> Ruling {
     if !at.packet.has(packet_trait::OPENING) {
         if at.packet.is_connected() || at.is_newly_isolated() {
             direction = opened_by(at);
-        } else if at.is_from_service() {
+        } else if at.tables.pressure(at.now) && at.is_from_service() {
+            // What it answers may have been evicted.
             direction = Opened::Reverse;
         }
     }

@@ -34,7 +34,6 @@ pub(crate) fn remember_node<T: Tables>(at: &At<'_, T>) -> Reason {
                 note(at, &flow, false);
                 true
             } else {
-                flow.set_flags(flags | flow_flag::NODE);
                 stamp(at, &flow, OPENED_BY_NODE)
             }
         }

@@ -33,11 +33,16 @@ fn is_admitted<T: Tables>(at: &At<'_, T>) -> bool {
     if !is_alive(&flow, at.packet.protocol, at.now) {
         return false;
     }
+    let flags = flow.flags();
     let (forward, reverse) = (flow.judged(sender, at.forward_role()), flow.judged(opener, at.reverse_role()));
+    // A pod tells nothing of a Service that has not answered it: what is told goes unmarked, and to whom policy may forbid.
+    let unanswered = flags & (flow_flag::DEFERRED << opener) != 0 && flags & flow_flag::ANSWERED == 0;
+    if unanswered && matches!(at.hook, Hook::ToPod) {
+        return false;
+    }
     if at.is_valid(forward) || at.is_valid(reverse) {
         return true;
     }
-    let flags = flow.flags();
     let generation = at.record.generation;
     if at.tables.keeps_existing() && (forward.generation == generation || reverse.generation == generation) {
         return true;

@@ -12,7 +12,9 @@ use crate::verdict::Reason;
 pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: Ruling) -> bool {
     let forward = ruling.is_forward();
     let mut value = flow.value();
-    if forward && !at.is_same_client(flow) {
+    let node = ruling.reason_number() == Reason::Node as u8;
+    let same = if node { flow.client().0 == 0 } else { at.is_same_client(flow) };
+    if forward && !same {
         begin_anew(at, &mut value);
     }
     let (opener, role) = if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
@@ -39,7 +41,8 @@ pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: R
     if value.revoked & 3 == revoked(0, opener, role) {
         value.revoked = 0;
     }
-    value.flags |= flow_flag::OPENED << opener;
+    let (answered, node) = (flow_flag::ANSWERED * u32::from(!forward), flow_flag::NODE * u32::from(node));
+    value.flags |= (flow_flag::OPENED << opener) | answered | node;
     if forward || value.flags & (ENDING | flow_flag::UNCONFIRMED) == 0 {
         value.seen = at.now;
     }

@@ -133,7 +133,7 @@ impl Flow {
 
     /// Who is behind the opener's address. What another had who was there is forgotten.
     pub fn open_for(&mut self, opener: usize, client: Option<Client>) {
-        if self.clients[opener] != client {
+        if self.clients[opener] != client || self.by_node[opener] {
             *self = Self::new(self.tuple.clone());
             self.clients[opener] = client;
         }

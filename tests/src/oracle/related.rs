@@ -40,6 +40,15 @@ impl Oracle {
         if self.undecided.contains(&passage.tuple) {
             return Opinion::either();
         }
+        // A pod tells nothing of a Service that has not answered it (SEMANTICS 13.1): nobody judges whom it is told.
+        let deferred = known.deferred.iter().any(|admission| admission.opener == passage.receiver());
+        if scene.hook == Hook::FromPod && deferred {
+            match (known.seen[passage.sender] != 0, known.opened[passage.sender]) {
+                (false, _) => return refused,
+                (true, true) => return Opinion::either(),
+                (true, false) => {}
+            }
+        }
         for (opener, direction, reverse) in
             [(passage.sender, there.direction(), false), (passage.receiver(), there.opposite(), true)]
         {

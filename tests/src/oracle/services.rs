@@ -28,6 +28,17 @@ impl Cluster {
         by_service || self.pods().any(|pod| text(pod, "spec.nodeName") == node && has_host_port(pod, destination))
     }
 
+    /// Whether this very address and port are a Service's, or a host port's of one of the node's pods.
+    pub fn is_service(&self, node: &str, destination: Destination) -> bool {
+        let own = |port| is_of(port, "port", destination);
+        let mut services = self.services().filter(|service| vips(service).contains(&destination.address));
+        services.any(|service| ports(service).any(own))
+            || self.pods().any(|pod| {
+                let bound = |port| host_ip(port) == Some(destination.address) && is_of(port, "hostPort", destination);
+                text(pod, "spec.nodeName") == node && is_peer(pod) && containers(pod).any(bound)
+            })
+    }
+
     /// The pods' own addresses and ports that stand behind a Service's address, in its family.
     pub fn behind(&self, destination: Destination) -> BTreeSet<(IpAddr, u16)> {
         let mut all = BTreeSet::new();
@@ -83,9 +94,13 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
 fn has_host_port(pod: &Value, destination: Destination) -> bool {
     is_peer(pod)
         && containers(pod).any(|port| {
-            let host = text(port, "hostIP").parse::<IpAddr>().ok().filter(|host| !host.is_unspecified());
-            is_of(port, "hostPort", destination) && host.is_none_or(|host| host == destination.address)
+            is_of(port, "hostPort", destination) && host_ip(port).is_none_or(|host| host == destination.address)
         })
+}
+
+/// `None`: any address.
+fn host_ip(port: &Value) -> Option<IpAddr> {
+    text(port, "hostIP").parse::<IpAddr>().ok().filter(|host| !host.is_unspecified())
 }
 
 /// A Service without selector has endpoints of somebody else's making.

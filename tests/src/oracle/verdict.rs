@@ -276,7 +276,8 @@ impl Oracle {
 
     /// Whether a packet that was sent to the endpoint comes from who sent the flow's earlier ones.
     pub(super) fn is_same_client(scene: &Scene, flow: &Flow, sender: usize) -> bool {
-        scene.hook == Hook::FromPod || flow.clients[sender] == scene.client
+        // What a process of the node has opened, nobody else goes on with.
+        scene.hook == Hook::FromPod || (flow.clients[sender] == scene.client && !flow.by_node[sender])
     }
 
     /// Asks the endpoint's policies whether the packet's sender (its receiver, where `reverse`) may open the flow.
@@ -394,9 +395,6 @@ impl Oracle {
             if connected && scene.midstream {
                 return self.judge_midstream(scene, packet, &passage);
             }
-            if !connected && self.is_from_service(scene, packet) {
-                return self.take_up(scene, packet, &passage);
-            }
             return self.own_direction(scene, packet, &passage, &[]);
         };
         if !connected {
@@ -497,10 +495,11 @@ impl Oracle {
         self.flow_entry(scene, passage).admit(admission, epoch, deferred);
     }
 
-    /// Sent by a Service's address: what comes from there answers (SEMANTICS 13.6).
+    /// Sent by a Service's address, which opens nothing (SEMANTICS 13.6). Node ports and host ports are nobody's address.
     pub(super) fn is_from_service(&self, scene: &Scene, packet: &Packet) -> bool {
-        let (source, _, protocol, ports) = tuple_of(packet);
-        scene.hook == Hook::ToPod && self.is_front(source, protocol, ports.map(|(port, _)| port))
+        let (address, _, protocol, ports) = tuple_of(packet);
+        let source = ports.map(|(port, _)| Destination { address, protocol, port });
+        scene.hook == Hook::ToPod && source.is_some_and(|source| self.cluster.is_service(&self.setup.node, source))
     }
 
     /// From now on every verdict about this flow may be either.

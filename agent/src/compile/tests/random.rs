@@ -84,7 +84,7 @@ fn peers(dice: &mut Dice) -> String {
 pub(super) fn line(dice: &mut Dice) -> String {
     let namespace = dice.pick(&["a", "a", "b"]);
     let gone = if dice.roll(4) == 0 { "-" } else { "" };
-    match dice.roll(20) {
+    match dice.roll(23) {
         0 => format!("{gone}ns {namespace} {}", dice.pick(&["team=0", "team=1", "trusted", ""])),
         1..=8 => {
             let mut line = format!("{gone}pod {namespace}/p{}#u{}", dice.roll(5), dice.roll(2));
@@ -100,6 +100,7 @@ pub(super) fn line(dice: &mut Dice) -> String {
             ] {
                 line += dice.pick(&words);
             }
+            line += dice.pick(&["", "", "", " hostport=TCP/80", " hostport=UDP/53/10.0.0.1"]);
             line + dice.pick(&["", "", "", "", "", "", " finished", " host"])
         }
         9..=14 => {
@@ -113,6 +114,14 @@ pub(super) fn line(dice: &mut Dice) -> String {
             }
             line
         }
+        15 | 16 => {
+            let ip = dice.pick(&["10.96.0.1", "10.96.0.2", "10.96.0.1,fd00:96::1"]);
+            let port =
+                dice.pick(&["TCP/80/0/80", "UDP/53/0/dns", "TCP/80/30080/http", "TCP/81/30080/http port=UDP/53/0/53"]);
+            let selector = dice.pick(&["app=0", "app=1", "tier=0", ""]);
+            format!("{gone}service {namespace}/s{} ip={ip} port={port} {selector}", dice.roll(3))
+        }
+        17 => dice.pick(&["own", "own 10.0.0.9 10.96.0.1 fd00:96::1", "own 10.96.0.2"]).to_owned(),
         _ => {
             let ifindex = 1 + dice.roll(5);
             let mut line = format!("{gone}veth {ifindex} mac={ifindex}");
@@ -134,7 +143,9 @@ pub(super) fn line(dice: &mut Dice) -> String {
 fn facts<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut facts: BTreeMap<Vec<&str>, &str> = BTreeMap::new();
     for line in lines {
-        let key = line.trim_start_matches('-').split(' ').take(2).collect();
+        // The node's own addresses are told all at once.
+        let words = if line.starts_with("own") { 1 } else { 2 };
+        let key = line.trim_start_matches('-').split(' ').take(words).collect();
         match line.starts_with('-') {
             true => facts.remove(&key),
             false => facts.insert(key, line),

@@ -161,7 +161,8 @@ fn an_entry_that_is_judged_anew() {
                     if forward { (at.sender, at.forward_role()) } else { (1 - at.sender, at.reverse_role()) };
                 let kept = if kept { flow_flag::KEPT } else { 0 };
                 let fin_next = if tcp_flags == syn && protocol == tcp { [0; 2] } else { [8, 9] };
-                let flags = after | kept | flow_flag::OPENED << opener;
+                let answered = if forward { 0 } else { flow_flag::ANSWERED };
+                let flags = after | kept | answered | flow_flag::OPENED << opener;
                 let mut wanted = FlowValue { flags, fin_next, seen, ..FlowValue::default() };
                 wanted.judged[opener][role] = MADE_NOW;
                 assert_eq!(tables.flow(&at.key).map(|flow| flow.value()), Some(wanted), "{name}, {hook:?}, {ports:?}");
