@@ -8,6 +8,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::kernel::{AttachMode, Settings, Sizes, StampMask};
 
+/// Where cgroup v2 is mounted unless told otherwise.
+pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
+
 /// Where pins go unless told otherwise.
 pub const PIN_DIR: &str = "/sys/fs/bpf/palisade";
 
@@ -73,7 +76,7 @@ pub struct AgentFlags {
     cni_cache_dir: PathBuf,
 
     /// Root of the cgroup v2 hierarchy whose sockets are this node's: what pods send to Services may be delivered to them.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
+    #[arg(long, value_name = "DIR", default_value = CGROUP_DIR)]
     cgroup: PathBuf,
 
     /// Bits of packets' marks (skb->mark) that say which pod opened a flow: 4 to 16 of them, side by side, that nobody else on the node

@@ -28,8 +28,23 @@ pub fn exit_raw(ctx: TcContext) -> i32 {
 pub fn deliver(ctx: SkBuffContext) -> i32 {
     let ctx = TcContext::new(ctx.skb.skb);
     // SAFETY: the context is the kernel's own and lives as long as the program runs.
-    let stamp = mark::stamp_of(unsafe { (*ctx.skb.skb).mark });
+    let (stamp, ifindex) = unsafe { (mark::stamp_of((*ctx.skb.skb).mark), (*ctx.skb.skb).ifindex) };
+    if stamp != 0 && ifindex == LOOPBACK {
+        count_foreign();
+        return 1;
+    }
     if stamp == 0 || judge(&ctx, stamp, parts::RAW, Place::Process) { 1 } else { 0 }
+}
+
+/// Index of the loopback device of every network namespace: what comes by it no pod has sent.
+const LOOPBACK: u32 = 1;
+
+#[inline(always)]
+fn count_foreign() {
+    if let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0) {
+        // SAFETY: a live array element.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*stats).foreign_marks, 1) };
+    }
 }
 
 #[inline(always)]
@@ -44,10 +59,7 @@ fn exit(ctx: &TcContext, begins: u32) -> i32 {
     // SAFETY: as above.
     let socket = unsafe { skb.__bindgen_anon_2.sk };
     if skb.ingress_ifindex == 0 && !socket.is_null() {
-        if let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0) {
-            // SAFETY: a live array element.
-            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*stats).foreign_marks, 1) };
-        }
+        count_foreign();
         return TC_ACT_UNSPEC;
     }
     if !judge(ctx, stamp, begins, Place::Device) {

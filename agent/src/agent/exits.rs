@@ -98,8 +98,10 @@ impl Agent {
         };
         let all = self.exits.devices.iter().flat_map(BTreeMap::values);
         let new: Vec<Device> = all.filter(|device| missing(&self.exits, device)).cloned().collect();
+        // What an earlier agent attached judges until it is replaced.
+        let pinned = self.kernel.exits().unwrap_or_default();
         // A veth that is new is most often a pod's, which is not known yet, and nothing is sent by it before it has a bridge or an address.
-        if new.iter().any(|device| device.up && !device.is_veth) {
+        if new.iter().any(|device| device.up && !device.is_veth && !pinned.contains(&device.ifindex)) {
             self.tell_exits();
         }
         for device in &new {

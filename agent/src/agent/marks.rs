@@ -16,7 +16,9 @@ pub(super) struct Counts {
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     last: Option<Counts>,
-    /// Looks in a row at which fewer flows were judged than answered.
+    /// How many more flows were answered than judged, since that was last not so.
+    deficit: u64,
+    /// Looks since then at which it grew, beyond what chance may do.
     short: u32,
     erased: bool,
     foreign: u64,
@@ -24,7 +26,7 @@ pub(super) struct Marks {
 
 /// So many looks in a row make a gap a lasting one.
 const LASTING: u32 = 3;
-/// So many flows may be judged before a look and answered after it.
+/// So many flows may be answered before a look and judged after it, as far as one can tell.
 const SLACK: u64 = 8;
 
 impl Counts {
@@ -39,10 +41,11 @@ impl Marks {
         let Some(last) = self.last.replace(now) else { return };
         let answered = now.answered.saturating_sub(last.answered);
         let judged = now.judged.saturating_sub(last.judged);
-        if answered > judged + SLACK {
-            self.short += 1;
+        if answered > judged {
+            self.deficit += answered - judged;
+            self.short += u32::from(self.deficit > SLACK);
         } else if answered != 0 {
-            self.short = 0;
+            (self.deficit, self.short) = (0, 0);
         }
         self.erased = self.short >= LASTING;
         self.foreign = now.foreign.saturating_sub(last.foreign);
@@ -104,6 +107,20 @@ mod tests {
         }
         // Others' traffic from before is no gap; a quiet while ends none.
         assert_eq!(told, [false, false, false, false, false, false, false, true, false]);
+    }
+
+    #[test]
+    fn a_few_flows_at_a_time_are_a_gap_as_well() {
+        let mut marks = Marks::default();
+        let told = |marks: &mut Marks, answered, judged| {
+            marks.look(counts(answered, judged, 0));
+            !marks.faults(&[]).is_empty()
+        };
+        let lost: Vec<bool> = (0..7).map(|look| told(&mut marks, look * 3, 0)).collect();
+        assert_eq!(lost, [false, false, false, false, false, true, true]);
+        // One is judged before a look and answered after it, by turns.
+        let turns: Vec<bool> = (7..30).map(|look| told(&mut marks, look * 3 + look % 2, 100 + look * 3)).collect();
+        assert!(!turns[0] && !turns.contains(&true), "{turns:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Programs where marked packets end up: devices by which they leave the node, and the node's own sockets.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -11,10 +12,15 @@ use aya::programs::{CgroupSkb, CgroupSkbAttachType};
 
 use super::attach::{AttachMode, attach_one, detach_one, standing_of};
 use super::pins::PinDir;
+use crate::config::CGROUP_DIR;
+
 use super::{DELIVER, EXIT_LINK, EXIT_RAW, Standing, program_mut};
 
 /// CGROUP2_SUPER_MAGIC, linux/magic.h.
 const CGROUP2_MAGIC: i128 = 0x6367_7270;
+
+/// Inode of the hierarchy's root (the first of its kernfs, fs/kernfs/dir.c).
+const CGROUP2_ROOT: u64 = 1;
 
 /// Which program a device needs.
 pub(super) const fn program_of(has_link_header: bool) -> &'static str {
@@ -77,7 +83,17 @@ pub(super) fn attach_deliver(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path) -> a
 fn cgroup2(folder: &Path) -> anyhow::Result<PathBuf> {
     for candidate in [folder.to_owned(), folder.join("unified")] {
         match rustix::fs::statfs(&candidate) {
-            Ok(stat) if i128::from(stat.f_type) == CGROUP2_MAGIC => return Ok(candidate),
+            Ok(stat) if i128::from(stat.f_type) == CGROUP2_MAGIC => {
+                // Who says where it is may mean a part of it.
+                if folder == Path::new(CGROUP_DIR) && fs::metadata(&candidate)?.ino() != CGROUP2_ROOT {
+                    bail!(
+                        "{} is not the root of the cgroup v2 hierarchy, as in a container with a cgroup namespace of its own: mount the host's \
+                         and say where with --cgroup",
+                        candidate.display()
+                    );
+                }
+                return Ok(candidate);
+            }
             _ => {}
         }
     }
