@@ -120,7 +120,7 @@ pub fn leaving<T: Tables>(tables: &T, packet: &Packet, client: &EndpointRecord, 
 }
 
 /// A Service's address that was not translated, at a process of the node, stands for the Service's own backends, as NodeLocal DNSCache
-/// serves it: the policy has to admit all of them.
+/// serves it: the policy has to admit all of them (of many, those that the row has).
 #[inline(always)]
 pub(crate) fn admits_backends<T: Tables>(at: &At<'_, T>, flow: &impl FlowEntry) -> bool {
     let packet = at.packet;
@@ -153,6 +153,6 @@ pub(crate) fn admits_backends<T: Tables>(at: &At<'_, T>, flow: &impl FlowEntry) 
         left -= 1;
         index += 1;
     }
-    // No backend, or more than are known, admit nothing.
+    // No backend admits nothing.
     left == 0 && index != 0
 }
