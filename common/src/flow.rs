@@ -114,8 +114,8 @@ impl<'a, T: Tables> At<'a, T> {
         if matches!(self.hook, Hook::FromPod) && !self.leaving {
             return true;
         }
-        // What a process of the node has opened, nobody else goes on with.
-        flow.client() == self.client && flow.flags() & flow_flag::NODE == 0
+        // What a process of the node has opened towards the pod, nobody else goes on with.
+        flow.client() == self.client && (self.leaving || flow.flags() & flow_flag::NODE == 0)
     }
 
     /// All that was read so far was read at one epoch. What is found out otherwise may be neither the old verdict nor the new one: it

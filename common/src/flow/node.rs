@@ -31,6 +31,7 @@ pub(crate) fn remember_node<T: Tables>(at: &At<'_, T>) -> Reason {
                 true
             } else if (opened_by_pod && !opened_by_node && !opening) || reset {
                 // An answer to what the pod opened, if it was allowed to.
+                flow.set_flags(flags | flow_flag::ANSWERED);
                 note(at, &flow, false);
                 true
             } else {
