@@ -4,12 +4,14 @@
 //! ([`flow`]) and the first fragments that passed. Where the text leaves a verdict open it says so ([`Opinion::pass`]).
 
 pub mod cidr;
+mod client;
 pub mod cluster;
 mod connectionless;
 pub mod flow;
 pub mod guard;
 mod leaving;
 mod meaning;
+mod midstream;
 pub mod packet;
 pub mod policy;
 mod related;

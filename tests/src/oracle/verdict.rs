@@ -262,24 +262,6 @@ impl Oracle {
         }
     }
 
-    /// The pod that is behind the packet's source, as its mark says, which is not its own address or is the receiving pod's.
-    fn client_of(&self, step: &PacketStep) -> Option<Client> {
-        let by = step.by.filter(|_| step.hook == Hook::ToPod && step.ingress_ifindex != 0)?;
-        let marked = self.mark_of(step) == Mark::Own;
-        let endpoint = self.endpoints.get(&by).filter(|_| marked)?;
-        let subject = self.subject(endpoint)?;
-        let Body::Ip(Some(packet)) = packet::frame(&step.frame, step.gso).body else { return None };
-        let is_own = Own::new(endpoint, addresses(subject.pod)).has(packet.source);
-        let identity = format!("{} behind {by}", subject.uid);
-        (by == step.ifindex || !is_own).then_some(Client { ifindex: by, identity })
-    }
-
-    /// Whether a packet that was sent to the endpoint comes from who sent the flow's earlier ones.
-    pub(super) fn is_same_client(scene: &Scene, flow: &Flow, sender: usize) -> bool {
-        // What a process of the node has opened, nobody else goes on with.
-        scene.hook == Hook::FromPod || (flow.clients[sender] == scene.client && !flow.by_node[sender])
-    }
-
     /// Asks the endpoint's policies whether the packet's sender (its receiver, where `reverse`) may open the flow.
     pub(super) fn ask(&self, scene: &Scene, flow: (IpAddr, IpAddr, u8, Option<(u16, u16)>), reverse: bool) -> Answer {
         let (source, destination, protocol, ports) = flow;
@@ -307,43 +289,6 @@ impl Oracle {
         if admitted { Answer::Admitted } else { Answer::Refused }
     }
 
-    /// The pod of this node that is known to be behind the address of the peer that opened, or may have opened, the flow.
-    fn behind_address(
-        &self,
-        scene: &Scene,
-        (source, destination, protocol, ports): (IpAddr, IpAddr, u8, Option<(u16, u16)>),
-        reverse: bool,
-    ) -> Option<Client> {
-        if !reverse {
-            return scene.client.clone();
-        }
-        let (from, to) = ports?;
-        let passage = Passage::new((source, from), (destination, to), protocol);
-        let client = self.flow(scene, &passage)?.clients[passage.receiver()].clone()?;
-        self.still_there(client)
-    }
-
-    /// The client, unless another has taken its place.
-    pub(super) fn still_there(&self, client: Client) -> Option<Client> {
-        let endpoint = self.endpoints.get(&client.ifindex)?;
-        // Its object may be gone, and its veth there still.
-        let uid = self.subject(endpoint).map(|subject| subject.uid).or_else(|| endpoint.uid.clone())?;
-        (format!("{uid} behind {}", client.ifindex) == client.identity).then_some(client)
-    }
-
-    /// The address by which a pod is known, where it was masqueraded as another (SEMANTICS 13.4).
-    fn true_source(&self, client: &Client, seen: IpAddr) -> Option<IpAddr> {
-        let endpoint = self.endpoints.get(&client.ifindex)?;
-        let of_pod = self.subject(endpoint).map(|subject| addresses(subject.pod)).unwrap_or_default();
-        if self.cluster.trusted(&endpoint.namespace) || Own::new(endpoint, of_pod.clone()).has(seen) {
-            return None;
-        }
-        let of_veth = endpoint.addresses.iter().map(|(own, _)| *own);
-        let first = of_pod.into_iter().chain(of_veth).filter(|own| own.is_ipv4() == seen.is_ipv4()).min();
-        // A pod without address of the family is nobody: nothing of it can bear the mark.
-        Some(first.unwrap_or(if seen.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) }))
-    }
-
     pub(super) fn is_front(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
         port.is_some_and(|port| self.cluster.is_front(&self.setup.node, Destination { address, protocol, port }))
     }
@@ -355,7 +300,7 @@ impl Oracle {
     }
 
     /// Why a new flow is refused, that of the packet or of one that it answers.
-    fn refused_opening(&self, scene: &Scene, packet: &Packet, reverse: bool) -> Opinion {
+    pub(super) fn refused_opening(&self, scene: &Scene, packet: &Packet, reverse: bool) -> Opinion {
         let egress = reverse == (scene.hook == Hook::ToPod);
         let lacking = self.lacking(scene, packet).filter(|_| egress);
         Opinion::of([lacking.unwrap_or(Reason::NoRule)])
@@ -506,40 +451,6 @@ impl Oracle {
     pub(super) fn undecided(&mut self, passage: &Passage) -> Opinion {
         self.undecided.insert(passage.tuple.clone());
         Opinion::either()
-    }
-
-    /// A segment of a connection nobody saw being opened.
-    fn judge_midstream(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) -> Opinion {
-        let (source_port, destination_port) = tuple_of(packet).3.expect("TCP and SCTP have ports");
-        let local = if scene.hook == Hook::FromPod { source_port } else { destination_port };
-        let listening = self.endpoints.get(&scene.ifindex).and_then(|endpoint| endpoint.listening.as_ref());
-        let listening = listening.filter(|_| packet.protocol == 6);
-        let opened_by_sender = listening.map(|ports| ports.contains(&local) == (scene.hook == Hook::ToPod));
-        if opened_by_sender != Some(false) {
-            let opinion = self.own_direction(scene, packet, passage, &[]);
-            if opinion.pass != Some(false) || opened_by_sender == Some(true) {
-                return opinion;
-            }
-        }
-        self.take_up(scene, packet, passage)
-    }
-
-    /// As an answer to an opening that nobody saw.
-    fn take_up(&mut self, scene: &Scene, packet: &Packet, passage: &Passage) -> Opinion {
-        let answer = self.ask(scene, tuple_of(packet), true);
-        if !answer.passes() {
-            return self.refused_opening(scene, packet, true);
-        }
-        let second = (scene.ifindex, scene.time / 1_000_000_000);
-        let taken = self.midstream.iter().filter(|other| **other == second).count();
-        if taken >= self.setup.midstream_budget as usize {
-            return Opinion::of([Reason::MidstreamBudget]);
-        }
-        self.midstream.push(second);
-        self.admit(scene, passage, passage.receiver(), scene.opposite(), &answer);
-        self.flow_entry(scene, passage).unconfirmed = Some(scene.time);
-        self.note(scene, packet, passage);
-        Opinion::of([Reason::Midstream])
     }
 }
 
