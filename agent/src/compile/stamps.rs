@@ -23,6 +23,7 @@ impl Stamps {
     pub(super) fn adopt(&mut self, ifindex: u32, stamp: u32) {
         if stamp != 0 {
             self.reserved.insert(ifindex, stamp);
+            self.last = self.last.max(stamp);
         }
     }
 
@@ -106,6 +107,10 @@ mod tests {
         stamps.adopt(10, 1);
         stamps.adopt(11, 9);
         assert_eq!([stamps.give(20, 3), stamps.give(10, 3), stamps.give(11, 3)], [Some(2), Some(1), Some(3)]);
+        // The turn goes on where it may have been: what was given back just before is not the next.
+        let mut stamps = Stamps::default();
+        stamps.adopt(10, 2);
+        assert_eq!([stamps.give(20, 4), stamps.give(21, 4), stamps.give(22, 4)], [Some(3), Some(4), Some(1)]);
         // One of an interface that has not shown up is better than none.
         let mut stamps = Stamps::default();
         stamps.adopt(10, 1);

@@ -85,17 +85,32 @@ impl Services {
         }
     }
 
+    /// With IPVS every Service's address is one of the node's own, told one by one: only the fronts of those that changed are looked at.
     pub(super) fn set_own(&mut self, own: BTreeSet<IpAddr>) -> BTreeSet<Front> {
-        let changed: BTreeSet<IpAddr> = own.symmetric_difference(&self.own).copied().collect();
+        let changed: Vec<IpAddr> = own.symmetric_difference(&self.own).copied().collect();
         self.own = own;
-        if changed.is_empty() {
-            return BTreeSet::new();
+        let touched: BTreeSet<Front> = changed.into_iter().flat_map(|address| self.fronts_at(address)).collect();
+        let sources = touched.iter().filter_map(|front| self.fronts.get(front)).flatten();
+        let names: BTreeSet<ObjectName> = sources
+            .filter_map(|source| match source {
+                Source::Service(name) => Some(name.clone()),
+                Source::Pod(_) => None,
+            })
+            .collect();
+        for name in names {
+            if self.all.get(&name).is_some_and(|facts| self.is_local(facts)) {
+                self.local.insert(name);
+            } else {
+                self.local.remove(&name);
+            }
         }
-        let local = self.all.values().filter(|facts| self.is_local(facts)).map(|facts| facts.name.clone());
-        self.local = local.collect();
-        let touched =
-            self.fronts.keys().filter(|front| front.address.is_some_and(|address| changed.contains(&address)));
-        touched.copied().collect()
+        touched
+    }
+
+    fn fronts_at(&self, address: IpAddr) -> impl Iterator<Item = Front> {
+        let lowest = Protocol::ALL.into_iter().min().expect("there are some");
+        let first = Front { address: Some(address), protocol: lowest, port: 0 };
+        self.fronts.range(first..).map(|(front, _)| *front).take_while(move |front| front.address == Some(address))
     }
 
     fn is_local(&self, facts: &ServiceFacts) -> bool {

@@ -37,7 +37,7 @@ pub const BACKENDS_FIRST: u32 = 2;
 pub const BACKENDS_MAX: usize = 4;
 
 /// BACKENDS (hash): who stands for a Service's address that a process of the node serves untranslated, as NodeLocal DNSCache does:
-/// a policy has to admit all of them.
+/// a policy has to admit all of them. Of many, the first by address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backends {

@@ -2,11 +2,12 @@
 
 use palisade_common::{Hook, Reason};
 
+use super::asking::Answer;
 use super::flow::{Admission, Flow, Passage};
 use super::meaning::tuple_of;
 use super::packet::Packet;
 use super::policy::Direction;
-use super::verdict::{Answer, Scene};
+use super::verdict::Scene;
 use super::{Opinion, Oracle};
 
 impl Oracle {

@@ -3,6 +3,7 @@
 //! It keeps the raw objects and asks them anew for every packet; of the past it remembers the connections that were opened
 //! ([`flow`]) and the first fragments that passed. Where the text leaves a verdict open it says so ([`Opinion::pass`]).
 
+mod asking;
 pub mod cidr;
 mod client;
 pub mod cluster;
