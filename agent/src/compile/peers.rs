@@ -61,7 +61,7 @@ impl Peers {
                     part.selectors = selectors.into();
                 }
                 self.by_matcher.entry(id).or_default().insert(pod_id);
-                self.dirty.extend(pod.addresses.iter().copied().map(Bits::of));
+                self.dirty.extend(index.addresses(pod_id).map(Bits::of));
             }
         }
     }
@@ -75,8 +75,7 @@ impl Peers {
                     self.parts.remove(&pod_id);
                 }
             }
-            let addresses = index.pod(pod_id).into_iter().flat_map(|pod| &pod.addresses);
-            self.dirty.extend(addresses.copied().map(Bits::of));
+            self.dirty.extend(index.addresses(pod_id).map(Bits::of));
         }
     }
 
@@ -107,8 +106,7 @@ impl Peers {
         } else {
             self.parts.insert(id, part);
         }
-        let addresses = index.pod(id).into_iter().flat_map(|pod| &pod.addresses);
-        self.dirty.extend(addresses.copied().map(Bits::of));
+        self.dirty.extend(index.addresses(id).map(Bits::of));
     }
 
     /// Writes the classes of all addresses that changed.
@@ -200,9 +198,9 @@ impl Peers {
     }
 }
 
-/// Whether selectors can match the pod (SEMANTICS 9.1, 9.3, 10).
+/// Whether selectors can match the pod (SEMANTICS 9.3, 10).
 fn is_peer(pod: &PodFacts) -> bool {
-    !pod.host_network && !pod.finished && !pod.addresses.is_empty()
+    !pod.host_network && !pod.finished
 }
 
 /// The pod's own numbers of the names that somebody asks for (SEMANTICS 7.6 to 7.10).

@@ -3,6 +3,7 @@
 //! Pure, and without memory of the way: after the same facts, in whatever order, it is the same (but for [`PodId`]s,
 //! which mean nothing outside). Nothing is judged here; [`crate::compile`] does that.
 
+mod claims;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod matchers;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use crate::facts::{
     Change, Kind, NamespaceFacts, NodeFacts, ObjectName, PodFacts, PolicyFacts, ServiceFacts, Veth, VethChange,
 };
+use claims::Claims;
 use relist::Relists;
 pub use services::Front;
 use services::{Services, host_fronts};
@@ -73,8 +75,8 @@ pub struct Index {
     pods: Vec<Option<Pod>>,
     keys: HashMap<PodKey, PodId>,
     names: HashMap<ObjectName, BTreeSet<PodId>>,
-    /// Which live pods say that an address is theirs.
-    claims: HashMap<IpAddr, Vec<PodId>>,
+    /// Which live pods an address is of.
+    claims: Claims,
     nodes: BTreeMap<Arc<str>, NodeFacts>,
     veths: Veths,
     services: Services,
@@ -95,7 +97,7 @@ impl Index {
             pods: Vec::new(),
             keys: HashMap::new(),
             names: HashMap::new(),
-            claims: HashMap::new(),
+            claims: Claims::default(),
             nodes: BTreeMap::new(),
             veths: Veths::default(),
             services: Services::default(),
@@ -153,7 +155,7 @@ impl Index {
         dirty.fronts.extend(services.all_fronts());
         dirty.namespaces.extend(namespaces.keys().cloned());
         dirty.pods.extend(keys.values());
-        dirty.addresses.extend(claims.keys());
+        dirty.addresses.extend(claims.addresses());
         dirty.veths.extend(veths.all().map(|veth| veth.ifindex));
         for (namespace, entry) in namespaces {
             for name in entry.policies.keys() {
@@ -191,9 +193,15 @@ impl Index {
         self.pods.iter().enumerate().filter_map(move |(place, pod)| Some((id(place), &pod.as_ref()?.facts)))
     }
 
-    /// The live pods that say the address is theirs, in no order that means anything.
+    /// The live pods whose address it is, by CNI results of this node or else by their status; in no order that means anything.
     pub fn claims(&self, address: IpAddr) -> &[PodId] {
-        self.claims.get(&address).map_or(&[], Vec::as_slice)
+        self.claims.of(address)
+    }
+
+    /// The addresses that a pod may be known by, whether they are its alone or not.
+    pub fn addresses(&self, id: PodId) -> impl Iterator<Item = IpAddr> {
+        let stated = self.pod(id).into_iter().flat_map(|pod| pod.addresses.iter().copied());
+        stated.chain(self.veths.behind(id).flat_map(|ifindex| self.claims.given_by(ifindex)))
     }
 
     pub fn veth(&self, ifindex: u32) -> Option<&Veth> {
@@ -325,17 +333,7 @@ impl Index {
     }
 
     fn reclaim(&mut self, id: PodId, old: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) {
-        for address in old.difference(new) {
-            if let Some(claims) = self.claims.get_mut(address) {
-                claims.retain(|&claim| claim != id);
-                if claims.is_empty() {
-                    self.claims.remove(address);
-                }
-            }
-        }
-        for address in new.difference(old) {
-            self.claims.entry(*address).or_default().push(id);
-        }
+        self.claims.state(id, old, new);
         self.dirty.addresses.extend(old.symmetric_difference(new));
     }
 

@@ -72,6 +72,62 @@ fn a_death_of_the_old_leaves_the_new() {
     assert_eq!(index.claims("10.0.0.5".parse().expect("an address")).len(), 1);
 }
 
+/// Whose an address is, by UID.
+fn owners(index: &Index, address: &str) -> String {
+    let ids = index.claims(address.parse().expect("an address"));
+    let mut uids: Vec<&str> = ids.iter().map(|&id| &**index.uid(id).expect("a pod")).collect();
+    uids.sort_unstable();
+    uids.join(" ")
+}
+
+#[test]
+fn what_a_cni_result_gives_is_the_pods_before_its_status_says_so() {
+    let veth = "veth 5 mac=5 ip=10.0.0.5/24,fe80::1/64 pod=a/s#1";
+    let cases = [
+        (vec![veth, "pod a/s#1 node=n"], "1"),
+        // The status of others is old, wherever they are said to be.
+        (vec![veth, "pod a/s#1 node=n", "pod a/t#2 node=n ip=10.0.0.5"], "1"),
+        (vec![veth, "pod a/s#1 node=n ip=10.0.0.9", "pod a/t#2 node=m ip=10.0.0.5"], "1"),
+        // Not known, not here, or over.
+        (vec![veth, "pod a/t#2 node=n ip=10.0.0.5"], "2"),
+        (vec![veth, "pod a/s#1 node=m", "pod a/t#2 node=n ip=10.0.0.5"], "2"),
+        (vec![veth, "pod a/s#1 node=n finished", "pod a/t#2 node=n ip=10.0.0.5"], "2"),
+        (vec![veth, "pod a/s#1 node=n host"], ""),
+        // Two that were given it: an error of the CNI's, which neither may profit from.
+        (vec![veth, "pod a/s#1 node=n", "veth 6 mac=6 ip=10.0.0.5/24 pod=a/t#2", "pod a/t#2 node=n"], "1 2"),
+        (vec![veth, "pod a/s#1 node=n", "veth 6 mac=6 ip=10.0.0.5/24 pod=a/s#1"], "1"),
+    ];
+    for (lines, expected) in cases {
+        let reversed: Vec<&str> = lines.iter().copied().rev().collect();
+        for lines in [&lines, &reversed] {
+            let index = index(&lines.join("\n"));
+            assert_eq!(owners(&index, "10.0.0.5"), expected, "{lines:#?}");
+            assert_eq!(owners(&index, "fe80::1"), "", "{lines:#?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_cni_result_gave_goes_with_the_veth() {
+    let both = "pod a/s#1 node=n\npod a/t#2 node=n ip=10.0.0.5\nveth 6 mac=6 ip=10.0.0.5/24";
+    let mut index = index(&format!("{both}\nveth 5 mac=5 ip=10.0.0.5/24 pod=a/s#1"));
+    for (line, owner) in [
+        ("-veth 5", "2"),
+        ("veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#1", "1"),
+        ("veth 5 mac=5 ip=10.0.0.6/24 pod=a/s#1", "2"),
+        ("veth 5 mac=5 ip=10.0.0.5/24 pod=a/s#1", "1"),
+        ("-pod a/s#1", "2"),
+    ] {
+        index.take_dirty();
+        apply(&mut index, line);
+        assert_eq!(owners(&index, "10.0.0.5"), owner, "{line}");
+        let dirty = index.take_dirty();
+        assert!(dirty.addresses.contains(&"10.0.0.5".parse().expect("an address")), "{line}: {dirty:?}");
+        // The one that no result names is known by whose the address is.
+        assert!(dirty.veths.contains(&6), "{line}: {dirty:?}");
+    }
+}
+
 /// Everything that is there, by name.
 fn names(index: &Index) -> String {
     let mut names: Vec<String> =

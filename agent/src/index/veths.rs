@@ -116,6 +116,12 @@ impl Veths {
         touched
     }
 
+    /// Veths with the address of which no CNI result tells.
+    fn joined_by(&self, address: IpAddr) -> impl Iterator<Item = u32> {
+        let unnamed = |ifindex: &u32| self.get(*ifindex).is_some_and(|veth| veth.pod.is_none());
+        self.by_address.get(&address).into_iter().flatten().copied().filter(unnamed)
+    }
+
     pub(super) fn identity(&self, ifindex: u32) -> Option<Identity> {
         let identity = match &self.entries.get(&ifindex)?.found {
             Found::Named(id) => Identity::Pod(*id),
@@ -128,7 +134,7 @@ impl Veths {
         Some(identity)
     }
 
-    fn behind(&self, id: PodId) -> impl Iterator<Item = u32> {
+    pub(super) fn behind(&self, id: PodId) -> impl Iterator<Item = u32> {
         self.behind.get(&id).into_iter().flat_map(|behind| behind.named.iter().chain(&behind.joined)).copied()
     }
 
@@ -162,6 +168,16 @@ impl Veths {
 impl Index {
     /// Finds out anew who is behind a veth, and marks every veth for which this changes anything.
     pub(super) fn identify(&mut self, ifindex: u32) {
+        self.find_again(ifindex);
+        let given = self.given(ifindex);
+        let changed = self.claims.give(ifindex, given);
+        for other in changed.iter().flat_map(|address| self.veths.joined_by(*address)).collect::<BTreeSet<u32>>() {
+            self.find_again(other);
+        }
+        self.dirty.addresses.extend(changed);
+    }
+
+    fn find_again(&mut self, ifindex: u32) {
         self.dirty.veths.insert(ifindex);
         let Some(veth) = self.veths.get(ifindex) else {
             // Its pod may have become another veth's alone.
@@ -171,6 +187,14 @@ impl Index {
         let found = self.find(veth);
         let touched = self.veths.found(ifindex, found);
         self.dirty.veths.extend(touched);
+    }
+
+    /// What the veth's CNI result gives, and to which pod; nothing where that is not known or has none of its own.
+    fn given(&self, ifindex: u32) -> Option<(PodId, BTreeSet<IpAddr>)> {
+        let entry = self.veths.entries.get(&ifindex)?;
+        let Found::Named(id) = entry.found else { return None };
+        let pod = self.pod(id).filter(|pod| !pod.finished && !pod.host_network)?;
+        (pod.node.as_ref() == Some(&self.node)).then(|| (id, routable(&entry.veth).collect()))
     }
 
     fn find(&self, veth: &Veth) -> Found {

@@ -59,7 +59,7 @@ pub fn pod<'a>(name: &str, uid: &str, node: &str, words: &[&'a str]) -> Result<(
             (Some(("host", value)), _) => ports.push(host_port(value)?),
             (Some(("init", value)), _) => sidecar_ports.push(container_port(value)?),
             (_, Some((key, value))) => drop(labels.insert(key.to_owned(), json!(value))),
-            (_, None) if ["hostNetwork", "older", "noveth", "noobject", "terminating"].contains(word) => {
+            (_, None) if ["hostNetwork", "older", "noveth", "noobject", "nostatus", "terminating"].contains(word) => {
                 options.insert(*word);
             }
             (_, None) => bail!("pod {name}: {word}"),

@@ -230,6 +230,15 @@ impl World {
                 changes.clear();
                 self.pods.remove(name);
             }
+            // Only its CNI result says which addresses it has.
+            if options.contains("nostatus")
+                && let Some(pod) = self.pods.get(name)
+            {
+                let mut early = pod.clone();
+                early["status"] = json!({"phase": "Pending"});
+                changes.retain(|change| !matches!(change, ObjectChange::Put(_)));
+                changes.push(ObjectChange::Put(early));
+            }
             match gone {
                 Some(_) => drop(self.endpoints.remove(name)),
                 None => changes.push(ObjectChange::Endpoint(endpoint)),

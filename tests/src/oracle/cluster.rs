@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
+use crate::case::Endpoint;
+
 /// Namespace objects, policies, Services and pods by their keys.
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
@@ -13,6 +15,8 @@ pub struct Cluster {
     services: BTreeMap<(String, String), Value>,
     /// By uid (SEMANTICS 9.4).
     pods: BTreeMap<String, Value>,
+    /// What CNI results of this node gave, by interface.
+    given: BTreeMap<u32, Endpoint>,
 }
 
 /// Follows a path of members; `Null` where it ends early.
@@ -121,9 +125,39 @@ impl Cluster {
             .find(|pod| text(pod, "metadata.namespace") == namespace && text(pod, "metadata.name") == name)
     }
 
-    /// The pods that `address` may stand for: not hostNetwork ones (10.1), not finished ones (9.3), all families (5.8).
+    /// The pods that `address` may stand for: not hostNetwork ones (10.1), not finished ones (9.3), all families (5.8). Those that were
+    /// given it on this node or, if there are none, those that say so: an address is at most one live pod's (9.4).
     pub fn pods_at(&self, address: IpAddr) -> Vec<&Value> {
-        self.pods.values().filter(|pod| is_peer(pod) && addresses(pod).contains(&address)).collect()
+        let peers = || self.pods.iter().filter(|(_, pod)| is_peer(pod));
+        let has = |uid: &String, pod: &Value| {
+            self.given.values().any(|endpoint| {
+                let named = || key(pod) == (endpoint.namespace.clone(), endpoint.pod.clone());
+                let is_its = endpoint.uid.as_ref().map_or_else(named, |own| own == uid);
+                is_its && endpoint.addresses.iter().any(|(given, _)| *given == address)
+            })
+        };
+        let given: Vec<&Value> = peers().filter(|(uid, pod)| has(uid, pod)).map(|(_, pod)| pod).collect();
+        if given.is_empty() {
+            return peers().map(|(_, pod)| pod).filter(|pod| addresses(pod).contains(&address)).collect();
+        }
+        given
+    }
+
+    /// Takes note of what an interface's CNI result gave its pod; link-local addresses are nobody's name.
+    pub fn give(&mut self, mut endpoint: Endpoint) {
+        endpoint.addresses.retain(|(address, _)| !is_link_local(*address));
+        self.given.insert(endpoint.ifindex, endpoint);
+    }
+
+    pub fn take_back(&mut self, ifindex: u32) {
+        self.given.remove(&ifindex);
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 

@@ -152,9 +152,11 @@ impl Oracle {
             ObjectChange::Put(object) => self.cluster.put(object),
             ObjectChange::Delete(object) => self.cluster.delete(object),
             ObjectChange::Endpoint(endpoint) => {
+                self.cluster.give(endpoint.clone());
                 self.endpoints.insert(endpoint.ifindex, endpoint.clone());
             }
             ObjectChange::EndpointGone(ifindex) => {
+                self.cluster.take_back(*ifindex);
                 self.endpoints.remove(ifindex);
             }
             ObjectChange::Own(addresses) => self.own.clone_from(addresses),

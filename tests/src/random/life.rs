@@ -98,9 +98,12 @@ impl Cluster {
         let local = unknown || dice.percent(60);
         let name = format!("{}/e{}", dice.pick(&NAMESPACES), self.next_uid);
         let mut pod = self.pod(dice, name, local, false);
+        // By its CNI result alone.
+        let silent = !unknown && local && dice.percent(50);
         pod.known = !unknown;
-        pod.addressed = unknown;
-        let option = if unknown { " noobject" } else { "" };
+        pod.addressed = unknown || silent;
+        let option = if silent { " nostatus" } else { "" };
+        let option = if unknown { " noobject" } else { option };
         let line = format!("{}{option}", pod.line());
         self.pods.push(pod);
         json!(line)
