@@ -51,7 +51,7 @@ impl Peers {
     pub(super) fn appear(&mut self, index: &Index, id: MatcherId, namespaces: &Namespaces, selector: &Selector) {
         self.matchers.insert(id, namespaces, selector);
         for pod_id in scope(index, namespaces) {
-            let Some(pod) = index.pod(pod_id).filter(|pod| is_peer(pod)) else { continue };
+            let Some(pod) = peer(index, pod_id) else { continue };
             if selector.matches(&pod.labels) {
                 let part = self.parts.entry(pod_id).or_default();
                 // It is there already if the pod changed together with the policy.
@@ -81,7 +81,7 @@ impl Peers {
 
     /// A pod that may have changed: asks every matcher of its namespace.
     pub(super) fn evaluate(&mut self, index: &Index, names: &BTreeMap<PortName, usize>, id: PodId) {
-        let part = index.pod(id).filter(|pod| is_peer(pod)).map_or_else(Part::default, |pod| {
+        let part = peer(index, id).map_or_else(Part::default, |pod| {
             let namespace = index.namespace(&pod.name.namespace).and_then(|namespace| namespace.facts.as_ref());
             let labels = namespace.map(|facts| &facts.labels);
             Part {
@@ -198,9 +198,10 @@ impl Peers {
     }
 }
 
-/// Whether selectors can match the pod (SEMANTICS 9.3, 10).
-fn is_peer(pod: &PodFacts) -> bool {
-    !pod.host_network && !pod.finished
+/// The pod, if selectors can match it (SEMANTICS 9.1, 9.3, 10).
+fn peer(index: &Index, id: PodId) -> Option<&PodFacts> {
+    let pod = index.pod(id).filter(|pod| !pod.host_network && !pod.finished)?;
+    index.addresses(id).next().is_some().then_some(pod)
 }
 
 /// The pod's own numbers of the names that somebody asks for (SEMANTICS 7.6 to 7.10).

@@ -28,26 +28,19 @@ impl Own {
     pub(super) fn of(index: &Index, veth: &Veth, pod: Option<PodId>) -> Self {
         let mut own = Self::default();
         let status = pod.and_then(|id| index.pod(id));
-        for address in status.into_iter().flat_map(|pod| &pod.addresses) {
-            match address {
-                IpAddr::V4(address) => drop(own.v4.insert(*address, None)),
-                IpAddr::V6(address) => drop(own.v6.insert(*address)),
+        // A finished pod's may be another's already (SEMANTICS 9.3).
+        for &address in status.into_iter().filter(|pod| !pod.finished).flat_map(|pod| &pod.addresses) {
+            if own.may_have(index, pod, address, "its status") {
+                match address {
+                    IpAddr::V4(address) => drop(own.v4.insert(address, None)),
+                    IpAddr::V6(address) => drop(own.v6.insert(address)),
+                }
             }
         }
         for &(address, bits) in &veth.addresses {
             let told = veth.pod.is_some() || status.is_none_or(|pod| pod.addresses.contains(&address));
             let local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-            let claims = index.claims(address);
-            let names = claims.iter().filter_map(|&id| index.pod(id)).map(|pod| &pod.name);
-            if let (Some(id), Some(other)) = (pod, names.min())
-                && !claims.contains(&id)
-            {
-                let object = status.map_or(String::new(), |pod| pod.name.to_string());
-                let message = format!("its interface has {address}, which is pod {other}'s: it may not use it");
-                own.faults.push(Fault { kind: Kind::Pod, object, field: "status.podIPs".to_owned(), message });
-                continue;
-            }
-            if !told && !local {
+            if !own.may_have(index, pod, address, "its interface") || !told && !local {
                 continue;
             }
             match address {
@@ -57,6 +50,23 @@ impl Own {
         }
         own.v6.extend(veth.pod_mac.map(link_local));
         own
+    }
+
+    /// Not where it is another live pod's alone; that is a fault.
+    fn may_have(&mut self, index: &Index, pod: Option<PodId>, address: IpAddr, whence: &str) -> bool {
+        let claims = index.claims(address);
+        let names = claims.iter().filter_map(|&id| index.pod(id)).map(|pod| &pod.name);
+        let (Some(id), Some(other)) = (pod, names.min()) else { return true };
+        if claims.contains(&id) {
+            return true;
+        }
+        let object = index.pod(id).map_or(String::new(), |pod| pod.name.to_string());
+        let message = format!("{whence} has {address}, which is pod {other}'s: it may not use it");
+        let fault = Fault { kind: Kind::Pod, object, field: "status.podIPs".to_owned(), message };
+        if !self.faults.iter().any(|told| told.message == fault.message) {
+            self.faults.push(fault);
+        }
+        false
     }
 
     fn count(&self) -> usize {

@@ -28,10 +28,12 @@ struct Given {
 
 impl Claims {
     pub(super) fn of(&self, address: IpAddr) -> &[PodId] {
-        match self.given.get(&address) {
-            Some(given) => &given.pods,
-            None => self.stated.get(&address).map_or(&[], Vec::as_slice),
-        }
+        self.given.get(&address).map_or_else(|| self.stated(address), |given| &given.pods)
+    }
+
+    /// By status alone.
+    pub(super) fn stated(&self, address: IpAddr) -> &[PodId] {
+        self.stated.get(&address).map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
@@ -41,6 +43,10 @@ impl Claims {
     /// What was given to the pod by way of a veth.
     pub(super) fn given_by(&self, ifindex: u32) -> impl Iterator<Item = IpAddr> {
         self.of_veth.get(&ifindex).into_iter().flat_map(|(_, addresses)| addresses.iter().copied())
+    }
+
+    pub(super) fn given_to(&self, ifindex: u32) -> Option<PodId> {
+        self.of_veth.get(&ifindex).map(|(id, _)| *id)
     }
 
     pub(super) fn state(&mut self, id: PodId, old: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) {

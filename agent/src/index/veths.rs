@@ -170,10 +170,15 @@ impl Index {
     pub(super) fn identify(&mut self, ifindex: u32) {
         self.find_again(ifindex);
         let given = self.given(ifindex);
+        self.dirty.pods.extend(self.claims.given_to(ifindex));
         let changed = self.claims.give(ifindex, given);
+        self.dirty.pods.extend(self.claims.given_to(ifindex));
         for other in changed.iter().flat_map(|address| self.veths.joined_by(*address)).collect::<BTreeSet<u32>>() {
             self.find_again(other);
         }
+        // Whose status has one of these may no longer use it, or may again.
+        let stated = changed.iter().flat_map(|address| self.claims.stated(*address));
+        self.dirty.veths.extend(stated.flat_map(|&id| self.veths.behind(id)));
         self.dirty.addresses.extend(changed);
     }
 

@@ -1,5 +1,6 @@
 //! Two judges for tests: one asks the tables as the programs do, one reads the policies word by word.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -9,7 +10,8 @@ use palisade_common::layout::{
 
 use crate::compile::prefix::{v4_word, v6_words};
 use crate::facts::*;
-use crate::index::{Index, PodId};
+use crate::index::fixture::NODE;
+use crate::index::{Identity, Index, PodId};
 use crate::tables::Tables;
 
 pub(super) fn class_of(tables: &Tables, peer: IpAddr) -> u32 {
@@ -92,12 +94,21 @@ pub(super) fn literal(index: &Index, pod: PodId, egress: bool, peer: IpAddr, pro
         || isolating.iter().any(|policy| if egress { &policy.egress } else { &policy.ingress }.iter().any(rule))
 }
 
-/// The pod that an address is, if it is one pod's alone.
+/// The pod that an address is, if it is one pod's alone: one's to whom a CNI result of this node gave it, or else by status.
 fn peer_pod(index: &Index, address: IpAddr) -> Option<&PodFacts> {
-    let has = |pod: &PodFacts| !pod.finished && !pod.host_network && pod.addresses.contains(&address);
-    let mut pods = index.pods().map(|(_, pod)| pod).filter(|pod| has(pod));
-    let pod = pods.next();
-    if pods.next().is_some() { None } else { pod }
+    let is_peer = |pod: &PodFacts| !pod.finished && !pod.host_network;
+    let given: BTreeSet<PodId> = index
+        .veths()
+        .filter(|veth| veth.pod.is_some() && veth.addresses.iter().any(|(own, _)| *own == address))
+        .filter_map(|veth| match index.identity(veth.ifindex) {
+            Some(Identity::Pod(id)) => Some(id),
+            Some(Identity::Unknown(_)) | None => None,
+        })
+        .filter(|id| index.pod(*id).is_some_and(|pod| is_peer(pod) && pod.node.as_deref() == Some(NODE)))
+        .collect();
+    let stated = index.pods().filter(|(_, pod)| is_peer(pod) && pod.addresses.contains(&address)).map(|(id, _)| id);
+    let pods: BTreeSet<PodId> = if given.is_empty() { stated.collect() } else { given };
+    if pods.len() == 1 { index.pod(*pods.first()?) } else { None }
 }
 
 fn peer_matches(index: &Index, peer: &Peer, address: IpAddr, pod: Option<&PodFacts>) -> bool {

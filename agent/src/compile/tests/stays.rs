@@ -88,12 +88,15 @@ fn trust_is_the_namespaces() {
 
 #[test]
 fn an_address_of_another_pod_is_not_its_own() {
-    let mut world = World::new(SUBJECT, Limits::default());
-    world.apply("veth 5 mac=5 ip=10.0.0.5/24,10.0.9.9/24 pod=a/s#u1");
-    assert_eq!(record(&world, 5).v4_count, 2);
-    let faults = world.apply("pod b/other ip=10.0.9.9 node=m").faults;
-    assert_eq!(faults[0].message, "its interface has 10.0.9.9, which is pod b/other's: it may not use it");
+    // A CNI result of this node gives; what a status or an interface says beside that is old, or was put there by the pod.
+    let mut world = World::new(&format!("{SUBJECT}veth 6 mac=6 ip=10.0.0.6/24 pod=b/t#u2"), Limits::default());
+    let faults = world.apply("pod b/t#u2 ip=10.0.0.6,10.0.0.5 node=n").faults;
+    assert_eq!(faults[0].message, "its status has 10.0.0.5, which is pod a/s's: it may not use it");
+    assert_eq!((record(&world, 6).v4_count, record(&world, 6).v4[0].to_ne_bytes()), (1, [10, 0, 0, 6]));
     assert_eq!((record(&world, 5).v4_count, record(&world, 5).v4[0].to_ne_bytes()), (1, [10, 0, 0, 5]));
+    // A status elsewhere takes nothing away.
+    world.apply("pod b/far ip=10.0.0.5 node=m");
+    assert_eq!(record(&world, 5).v4_count, 1);
 }
 
 #[test]
