@@ -1,11 +1,13 @@
 //! The command line, and what it becomes: flags as typed, then a [`AgentConfig`] that can be trusted everywhere.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cni::install::{Places, plugin_beside};
+use crate::cni::{BIN_DIR, CONF_DIR};
 use crate::kernel::{AttachMode, Settings, Sizes, StampMask};
 
 /// Where cgroup v2 is mounted unless told otherwise.
@@ -47,7 +49,10 @@ pub enum Command {
     Maps(ShowFlags),
     /// Print who is enforced on this node and by which policies, and who is not, and why.
     Endpoints(ShowFlags),
-    /// Take programs, maps, pins and state away. Enforcement ends. Refuses while an agent runs.
+    /// Put the CNI plugin into the way of new pods, or take it out.
+    #[command(subcommand)]
+    Cni(CniCommand),
+    /// Take the CNI plugin, programs, maps, pins and state away. Enforcement ends. Refuses while an agent runs.
     Uninstall(UninstallFlags),
 }
 
@@ -85,6 +90,16 @@ pub struct AgentFlags {
     /// changing it.
     #[arg(long, value_name = "HEX", default_value_t = StampMask::default())]
     stamp_mask: StampMask,
+
+    /// Folder of the container runtime's CNI configurations. Given, the agent puts palisade-cni last into the chain of the first of them,
+    /// by a file of its own that comes before it, and follows when the network plugin rewrites its own: pods then start once they are
+    /// enforced, and do not start while no agent runs. The usual folder is /etc/cni/net.d.
+    #[arg(long, value_name = "DIR")]
+    cni_conf_dir: Option<PathBuf>,
+
+    /// Folder of the container runtime's CNI plugins.
+    #[arg(long, value_name = "DIR", default_value = BIN_DIR)]
+    cni_bin_dir: PathBuf,
 
     /// The CNI's bridge; unless given it is learnt from CNI results, and is cni0 until then.
     #[arg(long, value_name = "NAME")]
@@ -198,6 +213,59 @@ pub struct UninstallFlags {
     /// The agent's --pin-dir.
     #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
     pub pin_dir: PathBuf,
+    #[command(flatten)]
+    pub folders: CniFolders,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CniCommand {
+    /// Put palisade-cni last into the chain of the network's configuration
+    ///
+    /// The network plugin's own file stays as it is: a copy of it with palisade-cni at its end, 00-palisade.conflist, comes before it by
+    /// name, and container runtimes take the first. So it stays in the chain when the network plugin rewrites its file. An agent with
+    /// --cni-conf-dir does the same when it starts, and follows what the network plugin changes.
+    #[command(verbatim_doc_comment)]
+    Install(CniInstallFlags),
+    /// Take palisade-cni out again. Pods are then started without waiting for their enforcement.
+    Uninstall(CniUninstallFlags),
+}
+
+/// Where the container runtime looks.
+#[derive(Debug, Args)]
+pub struct CniFolders {
+    /// Folder of the container runtime's CNI configurations.
+    #[arg(long = "cni-conf-dir", visible_alias = "conf-dir", value_name = "DIR", default_value = CONF_DIR)]
+    conf_dir: PathBuf,
+    /// Folder of the container runtime's CNI plugins.
+    #[arg(long = "cni-bin-dir", visible_alias = "bin-dir", value_name = "DIR", default_value = BIN_DIR)]
+    bin_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct CniInstallFlags {
+    #[command(flatten)]
+    pub folders: CniFolders,
+    /// The agent's --pin-dir, which tells where its socket is.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// The plugin's binary; unless given it is palisade-cni beside this program.
+    #[arg(long, value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct CniUninstallFlags {
+    #[command(flatten)]
+    pub folders: CniFolders,
+    /// The agent's --pin-dir, which tells where its socket is.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+}
+
+impl CniFolders {
+    pub fn places(&self, pin_dir: &Path) -> Places {
+        Places::new(&self.conf_dir, &self.bin_dir, pin_dir)
+    }
 }
 
 /// Where objects come from.
@@ -217,6 +285,8 @@ pub struct AgentConfig {
     pub cni_cache_dir: PathBuf,
     pub cgroup: PathBuf,
     pub bridge: Option<String>,
+    /// Where the CNI plugin is kept in the chain, and its binary.
+    pub cni: Option<(Places, PathBuf)>,
     pub metrics_addr: Option<SocketAddr>,
     pub attach: AttachMode,
     pub sizes: Sizes,
@@ -252,6 +322,11 @@ impl AgentFlags {
         if [endpoints, exact, prefixes, rules, ports, services, flows, fragments].contains(&0) || endpoints > 1 << 20 {
             bail!("a limit is 0, or --endpoints-max is over 1048576");
         }
+        let places = self.cni_conf_dir.map(|folder| Places::new(&folder, &self.cni_bin_dir, &pin_dir));
+        let cni = match places {
+            Some(places) => Some((places, plugin_beside()?)),
+            None => None,
+        };
         Ok(AgentConfig {
             source: match manifests {
                 Some(folder) => Source::Folder(folder),
@@ -262,6 +337,7 @@ impl AgentFlags {
             cni_cache_dir,
             cgroup,
             bridge,
+            cni,
             metrics_addr,
             attach: match self.attach {
                 Attach::Auto => AttachMode::Auto,

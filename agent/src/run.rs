@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::agent::{Agent, Signals};
 use crate::api::OpenSource;
+use crate::cni::server::{self, Senders};
+use crate::cni::{keeper, socket_path};
 use crate::config::AgentConfig;
 use crate::facts::{NodeChange, Update};
 use crate::kernel::{Kernel, PinDir};
@@ -46,17 +48,27 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let source = OpenSource::open(&config.source).await?;
     let pins = PinDir::open(&config.pin_dir)?;
     std::fs::create_dir_all(state_dir(&config.pin_dir)).context("making the state folder")?;
+    let (ask_sender, mut asks) = mpsc::channel(QUEUE);
+    let (telling_sender, tellings) = mpsc::channel(QUEUE);
+    let (trouble_sender, cni_trouble) = watch::channel(None);
     let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
     let (node_sender, mut node_changes) = mpsc::channel::<Vec<NodeChange>>(QUEUE);
     let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
     let mut tasks = JoinSet::new();
+    // What is asked before the programs are loaded waits.
+    let socket = server::bind(&socket_path(&config.pin_dir))?;
+    let senders = Senders { agent: ask_sender, node: telling_sender };
+    tasks.spawn(async move { match server::serve(socket, senders).await {} });
+    if let Some((places, plugin)) = config.cni.clone() {
+        tasks.spawn(async move { keeper::keep(places, plugin, trouble_sender).await });
+    }
     // Lists are fetched while the kernel verifies the programs. Interfaces wait: those that are there before them are older than them.
     tasks.spawn(source.watch(update_sender));
     let AgentConfig { sizes, settings, attach, .. } = config;
     let loading = tokio::task::spawn_blocking(move || Kernel::open(pins, sizes, settings, attach));
     let mut kernel = loading.await.context("loading the programs panicked")??;
     let node_config =
-        NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs };
+        NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs, tellings };
     tasks.spawn(async move { node::watch(node_config, node_sender).await.context("watching the node's interfaces") });
     let mut events =
         Events::new(RingBuf::try_from(kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?)?)?;
@@ -90,7 +102,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             others.join(", ")
         );
     }
-    let mut agent = Agent::new(&config, kernel, Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender });
+    let mut trouble = cni_trouble.clone();
+    let signals = Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender, cni_trouble };
+    let mut agent = Agent::new(&config, kernel, signals);
     let mut catalog_at: Option<Instant> = None;
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;
     let mut verify_at = Instant::now() + VERIFY_INTERVAL;
@@ -117,6 +131,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
                 }
                 agent.settle();
             }
+            Some(ask) = asks.recv() => agent.take_ask(ask),
+            Ok(()) = trouble.changed() => agent.after_attaching(),
             Some(ended) = tasks.join_next() => ended.context("a task of the agent panicked")??,
             refused = events.next(EVENTS_AT_ONCE) => agent.tell_refused(&refused.context("reading EVENTS")?),
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.retry(),

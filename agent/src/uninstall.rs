@@ -1,17 +1,24 @@
-//! `palisade uninstall`: programs, maps, pins and state go. Nothing else on the node was touched.
+//! `palisade uninstall`: the CNI plugin, programs, maps, pins and state go. Nothing else on the node was touched.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
 
+use crate::cni::conflist::FILE;
+use crate::cni::install::{Installed, Places, install, plugin_beside, uninstall as take_out};
+use crate::config::CniInstallFlags;
 use crate::{kernel, observe};
 
 /// # Errors
 ///
 /// When an agent runs, or something cannot be removed, with its path.
-pub fn uninstall(pin_dir: &Path) -> anyhow::Result<()> {
+pub fn uninstall(pin_dir: &Path, places: &Places) -> anyhow::Result<()> {
     let pins = kernel::abandoned(pin_dir)?;
+    // First, as it starts no pod without an agent.
+    if take_out(places)? {
+        println!("palisade: took palisade-cni out of the way of new pods ({})", places.conf_dir.display());
+    }
     for interface in interfaces()? {
         kernel::detach_clsact(&interface);
     }
@@ -21,6 +28,10 @@ pub fn uninstall(pin_dir: &Path) -> anyhow::Result<()> {
     let state = observe::state_dir(pin_dir);
     if state.exists() {
         fs::remove_dir_all(&state).with_context(|| format!("removing {}", state.display()))?;
+    }
+    // The folder of the agents of other pin folders, if there are none.
+    if let Some(all) = state.parent() {
+        let _ = fs::remove_dir(all);
     }
     if pins.is_some() {
         println!("palisade: removed {}; policies are not enforced on this node any longer", pin_dir.display());
@@ -34,4 +45,37 @@ pub fn uninstall(pin_dir: &Path) -> anyhow::Result<()> {
 fn interfaces() -> anyhow::Result<Vec<String>> {
     let text = fs::read_to_string("/proc/net/dev").context("reading /proc/net/dev")?;
     Ok(text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect())
+}
+
+/// # Errors
+///
+/// See [`install`].
+pub fn cni_install(flags: &CniInstallFlags) -> anyhow::Result<()> {
+    let plugin = flags.plugin.clone().map_or_else(plugin_beside, Ok)?;
+    let places = flags.folders.places(&flags.pin_dir);
+    let conf_dir = places.conf_dir.display();
+    match install(&places, &plugin)? {
+        Installed::From(file) => println!(
+            "palisade: palisade-cni stands last in the chain of {file}, by {}/{FILE}: pods start once they are enforced",
+            conf_dir
+        ),
+        Installed::ByHand(file) => {
+            println!("palisade: somebody has put palisade-cni into the chain of {conf_dir}/{file} already")
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+///
+/// See [`take_out`].
+pub fn cni_uninstall(places: &Places) -> anyhow::Result<()> {
+    let conf_dir = places.conf_dir.display();
+    match take_out(places)? {
+        true => {
+            println!("palisade: took palisade-cni out of {conf_dir}: pods start without waiting for their enforcement")
+        }
+        false => println!("palisade: this agent has no palisade-cni in {conf_dir}"),
+    }
+    Ok(())
 }

@@ -103,6 +103,7 @@ impl Lab {
             cni_cache_dir: self.cache.path().to_path_buf(),
             bridge: None,
             pod_cidrs: self.pod_cidrs.subscribe(),
+            tellings: mpsc::channel(1).1,
         };
         let node = fs::File::open(Path::new("/run/netns").join(self.name("node"))).expect("the node's namespace");
         // Only this test puts its thread into the node's namespace, as the agent is started in its own.

@@ -75,7 +75,7 @@ fn agent(toolchain: &Toolchain, object: &Path) -> Result<PathBuf> {
     command
         .current_dir(paths::workspace())
         // With `--target`, the flags are not those of build scripts and macros.
-        .args(["build", "--release", "--package", "palisade", "--bin", "palisade", "--target", target])
+        .args(["build", "--release", "--package", "palisade", "--bins", "--target", target])
         .arg("--target-dir")
         .arg(paths::target())
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
@@ -85,15 +85,17 @@ fn agent(toolchain: &Toolchain, object: &Path) -> Result<PathBuf> {
         command.env("PALISADE_COMMIT", commit.trim());
     }
     run(&mut command)?;
-    let built = paths::target().join(target).join("release/palisade");
-    ensure!(is_static(&built)?, "{} asks for a dynamic loader; it should be static", built.display());
-    let place = paths::target().join("release/palisade");
-    fs::create_dir_all(place.parent().expect("it lies in a folder"))?;
-    // By a rename, as the old one may be running.
-    let part = place.with_extension("part");
-    fs::copy(&built, &part).with_context(|| format!("cannot write {}", part.display()))?;
-    fs::rename(&part, &place)?;
-    Ok(place)
+    for program in ["palisade-cni", "palisade"] {
+        let built = paths::target().join(target).join("release").join(program);
+        ensure!(is_static(&built)?, "{} asks for a dynamic loader; it should be static", built.display());
+        let place = paths::target().join("release").join(program);
+        fs::create_dir_all(place.parent().expect("it lies in a folder"))?;
+        // By a rename, as the old one may be running.
+        let part = place.with_extension("part");
+        fs::copy(&built, &part).with_context(|| format!("cannot write {}", part.display()))?;
+        fs::rename(&part, &place)?;
+    }
+    Ok(paths::target().join("release/palisade"))
 }
 
 /// A 64-bit ELF file is static when it has no PT_INTERP program header.

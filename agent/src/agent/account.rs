@@ -60,7 +60,12 @@ impl Agent {
             fault(format!("what pods with an egress policy send to Services is refused: {missing}"))
         });
         let marks = self.marks.faults(&self.mark_rules).into_iter().map(fault);
-        stuck.chain(failed).chain(behind).chain(exits).chain(marks)
+        let cni = self.signals.cni_trouble.borrow().clone().into_iter().map(move |trouble| {
+            fault(format!(
+                "new pods may be started before they are enforced, palisade-cni is not in their way: {trouble}"
+            ))
+        });
+        stuck.chain(failed).chain(behind).chain(exits).chain(marks).chain(cni)
     }
 
     pub(super) fn tell_faults(&mut self) {

@@ -7,6 +7,7 @@ mod attachments;
 mod exits;
 mod marks;
 mod retry;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use attachments::Attachments;
 use exits::Exits;
 use marks::{Counts, Marks};
 use retry::Retry;
+use waiting::Waiting;
 
 /// Where the agent tells of itself.
 pub struct Signals {
@@ -38,6 +40,8 @@ pub struct Signals {
     pub fill: Fill,
     pub pod_cidrs: watch::Sender<Vec<IpNet>>,
     pub ready: watch::Sender<Readiness>,
+    /// Why the CNI plugin is not in the runtime's chain, or may not stay there.
+    pub cni_trouble: watch::Receiver<Option<String>>,
 }
 
 pub struct Agent {
@@ -73,6 +77,8 @@ pub struct Agent {
     /// A list was read since memory was last given back.
     listed: bool,
     stuck: Option<Stuck>,
+    /// Pods whose start waits.
+    waiting: Vec<Waiting>,
 }
 
 /// A change that cannot be written.
@@ -120,13 +126,16 @@ impl Agent {
             catalog_is_old: true,
             listed: false,
             stuck: None,
+            waiting: Vec::new(),
         }
     }
 
     /// When something that failed is to be tried again.
     pub fn retry_at(&self) -> Option<Instant> {
         let stuck = self.stuck.as_ref().map(|stuck| stuck.retry.at);
-        stuck.into_iter().chain(self.attachments.retry_at()).chain(self.exits.retry_at()).min()
+        let waiting = self.waiting.iter().map(|waiting| waiting.until);
+        let failed = self.attachments.retry_at().into_iter().chain(self.exits.retry_at());
+        stuck.into_iter().chain(failed).chain(waiting).min()
     }
 
     /// No agent ran here before.
@@ -189,6 +198,7 @@ impl Agent {
         if self.stuck.as_ref().is_some_and(|stuck| stuck.retry.at <= now) {
             self.settle();
         }
+        self.answer_waiting();
     }
 
     /// Puts programs back that somebody took off an interface, and tells of programs that somebody put in front of them.
@@ -228,7 +238,7 @@ impl Agent {
         }
     }
 
-    fn after_attaching(&mut self) {
+    pub fn after_attaching(&mut self) {
         self.attachments.schedule(Instant::now());
         self.tell_faults();
         self.tell_readiness();
@@ -331,6 +341,7 @@ impl Agent {
             self.first_sync();
         }
         self.after_attaching();
+        self.answer_waiting();
         self.signals.fill.set(self.kernel.tables());
     }
 

@@ -228,6 +228,11 @@ impl Compiler {
         peers.settle(index, blocks, &moved, limits.exact_max, (classes, &mut numbers.class, desired));
     }
 
+    /// Why nothing passes at the interface but between its pod and the node; `None`: that is not so, or there is no such endpoint.
+    pub fn closed(&self, ifindex: u32) -> Option<String> {
+        self.endpoints.all.get(&ifindex)?.closed.as_ref().map(ToString::to_string)
+    }
+
     /// Which tables the endpoints need, and their rows. Adds the endpoints whose tables found or lost their room.
     fn update_tables(&mut self, index: &Index, endpoints: &mut BTreeSet<u32>) {
         for ifindex in &*endpoints {

@@ -110,6 +110,19 @@ struct Plugin {
     delegate: Option<Box<Plugin>>,
 }
 
+/// What a chained plugin was handed: the result of those before it, and CNI_ARGS (`KEY=VALUE`, separated by `;`).
+///
+/// # Errors
+///
+/// When it is no result that names interfaces.
+pub fn told(result: &serde_json::Value, arguments: &str) -> Result<CniResult, String> {
+    let fields: ResultFields = ResultFields::deserialize(result).map_err(|error| error.to_string())?;
+    let (hosts, sandboxes) = interfaces(&fields)?;
+    let arguments = arguments.split(';').filter_map(|argument| argument.split_once('='));
+    let arguments: Vec<(String, String)> = arguments.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    Ok(CniResult { pod: pod(&arguments), hosts, sandboxes, bridge: None })
+}
+
 pub fn parse(text: &[u8]) -> Reading {
     read(text).unwrap_or_else(Reading::NotYet)
 }

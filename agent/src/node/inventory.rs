@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
+use super::Telling;
 use super::cni::{BRIDGE_DEFAULT, CniResult, HostInterface, Reading, SandboxInterface};
 use crate::facts::{Veth, VethChange};
 
@@ -79,6 +80,8 @@ pub enum Event {
     ResultGone(Arc<str>),
     /// The files there are; all others are gone.
     ResultFiles(BTreeSet<Arc<str>>),
+    /// By the CNI plugin, before there is a file.
+    Told(Telling),
     PodCidrs(Vec<IpNet>),
     /// All addresses on interfaces of the node, by interface.
     Own(BTreeSet<(u32, IpAddr)>),
@@ -92,6 +95,8 @@ pub struct Inventory {
     interfaces: BTreeMap<u32, Interface>,
     /// By file name, with the time of writing: of two that fit, the later holds.
     results: BTreeMap<Arc<str>, (SystemTime, CniResult)>,
+    /// Those of which there is no file yet.
+    told: BTreeSet<Arc<str>>,
     /// Files by the host interfaces they name.
     named: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// Veths to ask about.
@@ -120,6 +125,7 @@ impl Inventory {
             pod_cidrs: Vec::new(),
             interfaces: BTreeMap::new(),
             results: BTreeMap::new(),
+            told: BTreeSet::new(),
             named: BTreeMap::new(),
             questions: BTreeSet::new(),
             started: false,
@@ -142,9 +148,11 @@ impl Inventory {
             Event::Result { file, written, reading } => self.result(file, written, reading),
             Event::ResultGone(file) => self.result_gone(&file),
             Event::ResultFiles(files) => {
-                let gone: Vec<_> = self.results.keys().filter(|file| !files.contains(*file)).cloned().collect();
+                let stays = |file: &Arc<str>| files.contains(file) || self.told.contains(file);
+                let gone: Vec<_> = self.results.keys().filter(|file| !stays(file)).cloned().collect();
                 gone.iter().for_each(|file| self.result_gone(file));
             }
+            Event::Told(telling) => self.telling(telling),
             Event::PodCidrs(cidrs) => self.pod_cidrs = cidrs,
             Event::Own(addresses) => self.own = addresses,
         }
@@ -223,6 +231,10 @@ impl Inventory {
         let present: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
         let gone: Vec<u32> = self.interfaces.keys().copied().filter(|index| !present.contains(index)).collect();
         gone.into_iter().for_each(|index| self.link_gone(index));
+        let names: BTreeSet<Arc<str>> = links.iter().map(|link| link.name.clone()).collect();
+        let is_there = |key: &Arc<str>| self.results[key].1.hosts.iter().any(|host| names.contains(&host.name));
+        let over: Vec<_> = self.told.iter().filter(|key| !is_there(key)).cloned().collect();
+        over.iter().for_each(|key| self.result_gone(key));
         let older = !self.started;
         links.into_iter().for_each(|link| self.link(link, older));
         self.started = true;
@@ -239,6 +251,26 @@ impl Inventory {
             side.addresses.sort_unstable();
             side.addresses.dedup();
             interface.side = Some(side);
+        }
+    }
+
+    fn telling(&mut self, telling: Telling) {
+        match telling {
+            Telling::Made { key, at, result } => {
+                self.result(key.clone(), at, Reading::Result(result));
+                self.told.insert(key);
+            }
+            // A file goes by itself.
+            Telling::Goes(key) => {
+                if self.told.contains(&key) {
+                    self.result_gone(&key);
+                }
+            }
+            Telling::Stay { prefix, keys } => {
+                let goes = |key: &&Arc<str>| key.starts_with(&prefix) && !keys.contains(*key);
+                let gone: Vec<_> = self.told.iter().filter(goes).cloned().collect();
+                gone.iter().for_each(|key| self.result_gone(key));
+            }
         }
     }
 
@@ -259,6 +291,7 @@ impl Inventory {
     }
 
     fn result_gone(&mut self, file: &Arc<str>) {
+        self.told.remove(file);
         let Some((_, result)) = self.results.remove(file) else { return };
         for HostInterface { name, .. } in &result.hosts {
             if let Some(files) = self.named.get_mut(name) {

@@ -7,11 +7,14 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch as value};
 
+use self::cni::CniResult;
 use self::inventory::{Event, Inventory, Link, PodSide};
 use self::netlink::{AddressFamily, Body};
 use self::results::{Folder, Turn};
@@ -21,13 +24,13 @@ use crate::facts::{Device, NodeChange};
 pub mod cni;
 pub mod inventory;
 mod netlink;
-mod results;
+pub(crate) mod results;
 mod socket;
 
 /// How many datagrams are taken together before what follows is told.
 const BATCH_MAX: usize = 256;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct NodeConfig {
     /// Contains `results/`.
     pub cni_cache_dir: PathBuf,
@@ -35,6 +38,24 @@ pub struct NodeConfig {
     pub bridge: Option<String>,
     /// The node's pod CIDRs; empty until they are known.
     pub pod_cidrs: value::Receiver<Vec<IpNet>>,
+    /// From the CNI plugin.
+    pub tellings: mpsc::Receiver<Telling>,
+}
+
+/// What the CNI plugin tells, before libcni has written it down. Attachments go by the name of the file that libcni will write.
+#[derive(Clone, Debug)]
+pub enum Telling {
+    Made {
+        key: Arc<str>,
+        at: SystemTime,
+        result: CniResult,
+    },
+    Goes(Arc<str>),
+    /// All there are of those whose name begins so.
+    Stay {
+        prefix: String,
+        keys: BTreeSet<Arc<str>>,
+    },
 }
 
 /// Tells of every veth that is, or may be, a pod's, until the receiver goes.
@@ -70,6 +91,7 @@ struct Watch {
     pod_cidrs: value::Receiver<Vec<IpNet>>,
     /// Its sender is there.
     pod_cidrs_open: bool,
+    tellings: mpsc::Receiver<Telling>,
     told_devices: Option<Vec<Device>>,
     told_addresses: Option<BTreeSet<IpAddr>>,
     /// Said once that the pods' namespaces may not be asked.
@@ -78,7 +100,7 @@ struct Watch {
 
 impl Watch {
     fn open(config: NodeConfig) -> anyhow::Result<Self> {
-        let NodeConfig { cni_cache_dir, bridge, pod_cidrs } = config;
+        let NodeConfig { cni_cache_dir, bridge, pod_cidrs, tellings } = config;
         let namespaces = match Socket::for_all_namespaces() {
             Ok(socket) => Some(socket),
             Err(error) => {
@@ -96,6 +118,7 @@ impl Watch {
             results: Folder::watch(cni_cache_dir.join("results"))?,
             pod_cidrs,
             pod_cidrs_open: true,
+            tellings,
             told_devices: None,
             told_addresses: None,
             refusal_told: false,
@@ -143,6 +166,10 @@ impl Watch {
         tokio::select! {
             biased;
             received = self.links.receive() => self.take_links(received).await,
+            Some(telling) = self.tellings.recv() => {
+                self.inventory.apply(Event::Told(telling));
+                Ok(())
+            }
             turn = self.results.turn() => self.take_results(turn?),
             changed = self.pod_cidrs.changed(), if self.pod_cidrs_open => {
                 self.pod_cidrs_open = changed.is_ok();

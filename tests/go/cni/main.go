@@ -11,17 +11,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"sort"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 )
 
 type request struct {
-	// ADD, DEL or CHECK.
+	// ADD, DEL, CHECK, STATUS or GC.
 	Command string `json:"command"`
-	// Path of the network's configuration list.
+	// Path of the network's configuration list, or of a folder, of which the first by name is taken, as container runtimes do.
 	Conflist string `json:"conflist"`
-	// Folder of the plugins.
-	Plugins string `json:"plugins"`
+	// Folders of the plugins.
+	Plugins []string `json:"plugins"`
 	// Where libcni keeps results (it adds the folder `results`).
 	Cache       string         `json:"cache"`
 	ContainerID string         `json:"containerId"`
@@ -29,6 +31,8 @@ type request struct {
 	IfName      string         `json:"ifName"`
 	Args        [][2]string    `json:"args"`
 	Capability  map[string]any `json:"capabilityArgs"`
+	// For GC: the containers whose attachment (of ifName) stays.
+	Valid []string `json:"valid"`
 }
 
 type answer struct {
@@ -65,11 +69,11 @@ func call(line []byte) (any, error) {
 	if err := json.Unmarshal(line, &r); err != nil {
 		return nil, err
 	}
-	network, err := libcni.ConfListFromFile(r.Conflist)
+	network, err := configuration(r.Conflist)
 	if err != nil {
 		return nil, err
 	}
-	cni := libcni.NewCNIConfigWithCacheDir([]string{r.Plugins}, r.Cache, nil)
+	cni := libcni.NewCNIConfigWithCacheDir(r.Plugins, r.Cache, nil)
 	runtime := &libcni.RuntimeConf{
 		ContainerID:    r.ContainerID,
 		NetNS:          r.NetNS,
@@ -85,7 +89,30 @@ func call(line []byte) (any, error) {
 		return nil, cni.DelNetworkList(ctx, network, runtime)
 	case "CHECK":
 		return nil, cni.CheckNetworkList(ctx, network, runtime)
+	case "STATUS":
+		return nil, cni.GetStatusNetworkList(ctx, network)
+	case "GC":
+		args := &libcni.GCArgs{}
+		for _, container := range r.Valid {
+			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: container, IfName: r.IfName})
+		}
+		return nil, cni.GCNetworkList(ctx, network, args)
 	default:
 		return nil, fmt.Errorf("unknown command %q", r.Command)
 	}
+}
+
+func configuration(path string) (*libcni.NetworkConfigList, error) {
+	if info, err := os.Stat(path); err != nil || !info.IsDir() {
+		return libcni.ConfListFromFile(path)
+	}
+	files, err := libcni.ConfFiles(path, []string{".conf", ".conflist", ".json"})
+	if err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("no network's configuration in %s", path)
+	}
+	sort.Strings(files)
+	return libcni.ConfListFromFile(files[0])
 }

@@ -12,6 +12,7 @@ use super::{Guard, Netns, programs};
 
 pub struct Call {
     pub command: &'static str,
+    /// A file, or a folder of which the first is taken.
     pub conflist: PathBuf,
     pub cache: PathBuf,
     pub interface: &'static str,
@@ -20,6 +21,8 @@ pub struct Call {
     pub args: Vec<[String; 2]>,
     /// What the runtime knows and plugins may want: `portMappings`.
     pub capability: Value,
+    /// For GC: whose attachments stay, by container.
+    pub valid: Vec<String>,
 }
 
 pub struct Runner {
@@ -34,6 +37,11 @@ impl Runner {
         Ok(Self { guard: guard.clone(), netns: netns.clone(), plugins: programs::cni()?, folder: folder.to_owned() })
     }
 
+    /// Where plugins are looked for beside the lab's own.
+    pub fn further_plugins(folder: &Path) -> PathBuf {
+        folder.join("cni-bin")
+    }
+
     /// The results in the order of the calls.
     pub fn call(&self, calls: &[Call]) -> Result<Vec<Result<Value>>> {
         let mut requests = String::new();
@@ -41,13 +49,14 @@ impl Runner {
             let request = json!({
                 "command": call.command,
                 "conflist": call.conflist,
-                "plugins": self.plugins,
+                "plugins": [&self.plugins, &Self::further_plugins(&self.folder)],
                 "cache": call.cache,
                 "containerId": call.container_id,
                 "netns": call.netns,
                 "ifName": call.interface,
                 "args": call.args,
                 "capabilityArgs": call.capability,
+                "valid": call.valid,
             });
             requests.push_str(&request.to_string());
             requests.push('\n');

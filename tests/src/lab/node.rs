@@ -46,7 +46,7 @@ impl Lab {
             ("net/ipv4/conf/default/rp_filter", "0"),
         ])?;
         let folder = self.folder.join(name);
-        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(folder.join("net.d"))?;
         let runner = Runner::new(self.guard(), &netns, &folder)?;
         let cgroup = Cgroup::create(self.guard(), &format!("{}-{name}", self.prefix), &folder.join("cgroup"))?;
         let pin_dir = self.bpffs().join(name);
@@ -108,8 +108,42 @@ impl Node {
         Ok(())
     }
 
+    /// The file that Flannel would put there.
     pub fn conflist(&self) -> PathBuf {
-        self.folder.join("10-flannel.conflist")
+        self.conf_dir().join("10-flannel.conflist")
+    }
+
+    /// What a container runtime would have as /etc/cni/net.d and /opt/cni/bin.
+    pub fn conf_dir(&self) -> PathBuf {
+        self.folder.join("net.d")
+    }
+
+    pub fn bin_dir(&self) -> PathBuf {
+        Runner::further_plugins(&self.folder)
+    }
+
+    /// `--cni-conf-dir` and `--cni-bin-dir`.
+    pub fn cni_folders(&self) -> [String; 4] {
+        let [conf, bin] = [self.conf_dir(), self.bin_dir()].map(|folder| folder.display().to_string());
+        ["--cni-conf-dir".into(), conf, "--cni-bin-dir".into(), bin]
+    }
+
+    /// `palisade cni install`: from now on pods start once the node's agent enforces them.
+    pub fn install_plugin(&self) -> Result<()> {
+        self.plugin_command("install")
+    }
+
+    pub fn uninstall_plugin(&self) -> Result<()> {
+        self.plugin_command("uninstall")
+    }
+
+    fn plugin_command(&self, command: &str) -> Result<()> {
+        let mut arguments = vec!["cni".to_owned(), command.to_owned()];
+        arguments.extend(self.cni_folders());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = super::agent::palisade(self, &arguments)?;
+        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 
     fn loopback(&self) -> PathBuf {
@@ -118,20 +152,48 @@ impl Node {
 
     /// Starts pods: a namespace each, joined by CNI ADD as a container runtime does it, all in one go.
     pub fn start_pods(&self, lab: &Lab, specs: &[PodSpec]) -> Result<Vec<Pod>> {
+        self.try_start_pods(lab, specs)?.into_iter().collect()
+    }
+
+    /// The same, where pods may not start. As a runtime does, DEL undoes what of an ADD was done.
+    pub fn try_start_pods(&self, lab: &Lab, specs: &[PodSpec]) -> Result<Vec<Result<Pod>>> {
         let mut pods = Vec::new();
         let mut calls = Vec::new();
         for spec in specs {
             let pod = Pod::new(lab, self, spec)?;
             calls.push(self.call("ADD", &self.loopback(), "lo", &pod));
-            calls.push(self.call("ADD", &self.conflist(), "eth0", &pod));
+            calls.push(self.call("ADD", &self.conf_dir(), "eth0", &pod));
             pods.push(pod);
         }
-        let results = self.runner.call(&calls)?;
-        for (pod, result) in pods.iter_mut().zip(results.into_iter().skip(1).step_by(2)) {
-            let result = result.with_context(|| format!("CNI ADD of {}/{}", pod.namespace, pod.name))?;
-            pod.read_result(&result)?;
-        }
-        Ok(pods)
+        let results = self.runner.call(&calls)?.into_iter().skip(1).step_by(2);
+        let started = pods.into_iter().zip(results).map(|(mut pod, result)| match result {
+            Ok(result) => pod.read_result(&result).map(|()| pod),
+            Err(error) => {
+                self.stop_pod(&pod)?;
+                Err(error.context(format!("CNI ADD of {}/{}", pod.namespace, pod.name)))
+            }
+        });
+        Ok(started.collect())
+    }
+
+    /// CNI CHECK of a pod, STATUS of the network, or GC of all attachments but those of these pods.
+    pub fn check_pod(&self, pod: &Pod) -> Result<()> {
+        self.one_call(self.call("CHECK", &self.conf_dir(), "eth0", pod))
+    }
+
+    pub fn network_status(&self, any: &Pod) -> Result<()> {
+        self.one_call(self.call("STATUS", &self.conf_dir(), "eth0", any))
+    }
+
+    pub fn collect_garbage(&self, staying: &[Pod]) -> Result<()> {
+        let any = staying.first().context("libcni is asked in the name of a pod")?;
+        let mut call = self.call("GC", &self.conf_dir(), "eth0", any);
+        call.valid = staying.iter().map(|pod| pod.container_id.clone()).collect();
+        self.one_call(call)
+    }
+
+    fn one_call(&self, call: Call) -> Result<()> {
+        self.runner.call(&[call])?.remove(0).map(drop)
     }
 
     pub fn start_pod(&self, lab: &Lab, spec: PodSpec) -> Result<Pod> {
@@ -141,7 +203,7 @@ impl Node {
 
     /// CNI DEL, as at a pod's end; its addresses are free for the next one.
     pub fn stop_pod(&self, pod: &Pod) -> Result<()> {
-        let calls = [self.call("DEL", &self.conflist(), "eth0", pod), self.call("DEL", &self.loopback(), "lo", pod)];
+        let calls = [self.call("DEL", &self.conf_dir(), "eth0", pod), self.call("DEL", &self.loopback(), "lo", pod)];
         self.runner.call(&calls)?.into_iter().try_for_each(|result| result.map(drop))
     }
 
@@ -161,6 +223,7 @@ impl Node {
             container_id: pod.container_id.clone(),
             capability: json!({"portMappings": mappings}),
             netns: pod.netns.path(),
+            valid: Vec::new(),
             // As the kubelet gives them; their order differs from pod to pod there.
             args: vec![
                 ["IgnoreUnknown".into(), "1".into()],

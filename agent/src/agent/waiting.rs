@@ -1,0 +1,99 @@
+//! Pods whose start waits for their enforcement: what the CNI plugin asks.
+
+use palisade_common::layout::endpoint_flag;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Agent;
+use crate::cni::protocol::{Answer, Refusal, Told, code};
+use crate::cni::server::{ADD_WAIT, Ask, Question};
+
+/// A pod that has been asked about and is not enforced yet.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    told: Told,
+    answer: oneshot::Sender<Answer>,
+    pub(super) until: Instant,
+}
+
+impl Agent {
+    pub fn take_ask(&mut self, ask: Ask) {
+        let Ask { question, answer } = ask;
+        let now = match question {
+            Question::Enforced(told) => {
+                self.waiting.push(Waiting { told, answer, until: Instant::now() + ADD_WAIT });
+                return self.answer_waiting();
+            }
+            Question::EnforcedNow(told) => self.is_enforced(&told).map_err(|why| later(&told, &why)),
+            Question::Available => match self.cannot_start_pods() {
+                Some(why) => Err(Refusal { code: code::NOT_AVAILABLE, message: why }),
+                None => Ok(()),
+            },
+        };
+        // Whoever asked may be gone.
+        let _ = answer.send(now);
+    }
+
+    /// Answers those that are enforced by now, and those that have waited long enough.
+    pub fn answer_waiting(&mut self) {
+        let now = Instant::now();
+        for waiting in std::mem::take(&mut self.waiting) {
+            if waiting.answer.is_closed() {
+                continue;
+            }
+            let answer = match self.is_enforced(&waiting.told) {
+                Ok(()) => Ok(()),
+                Err(why) if waiting.until <= now => Err(later(&waiting.told, &why)),
+                Err(_) => {
+                    self.waiting.push(waiting);
+                    continue;
+                }
+            };
+            if let Err(Refusal { message, .. }) = &answer {
+                tracing::warn!(message, "a pod is not started");
+            }
+            let _ = waiting.answer.send(answer);
+        }
+    }
+
+    fn cannot_start_pods(&self) -> Option<String> {
+        if let Some(stuck) = &self.stuck {
+            return Some(format!("a change cannot be written to the kernel: {}", stuck.error));
+        }
+        (!self.synced).then(|| "the API server has not given a complete list of objects yet".to_owned())
+    }
+
+    /// Enforced is: its programs are on its interface, and the kernel has its record.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    fn is_enforced(&self, told: &Told) -> Result<(), String> {
+        if let Some(why) = self.cannot_start_pods() {
+            return Err(why);
+        }
+        let named = (told.pod.clone(), told.uid.clone());
+        let its = |veth: &&crate::facts::Veth| told.hosts.contains(&veth.name) && veth.pod.as_ref() == Some(&named);
+        let Some(veth) = self.index.veths().find(its) else {
+            return Err("its interface has not been found on the node".to_owned());
+        };
+        if let Some(failed) = self.attachments.failed().get(&veth.ifindex) {
+            return Err(format!("the programs cannot be attached to {}: {}", veth.name, failed.error));
+        }
+        if !self.attachments.has(veth.ifindex) {
+            return Err(format!("the programs are not attached to {} yet", veth.name));
+        }
+        match self.kernel.endpoints().get(&veth.ifindex) {
+            Some(record) if record.flags & endpoint_flag::CLOSED == 0 => Ok(()),
+            Some(_) | None => {
+                Err(self.compiler.closed(veth.ifindex).unwrap_or_else(|| "its tables are not there yet".to_owned()))
+            }
+        }
+    }
+}
+
+fn later(told: &Told, why: &str) -> Refusal {
+    let message =
+        format!("pod {} is not enforced: {why}. It is tried again; `palisade status` on its node says more", told.pod);
+    Refusal { code: code::TRY_AGAIN_LATER, message }
+}

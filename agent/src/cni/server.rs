@@ -1,0 +1,158 @@
+//! The agent's socket: root's alone, by its folder, its mode and who is at the other end.
+
+use std::convert::Infallible;
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::protocol::{Answer, LINE_MAX, Refusal, Request, Told, code};
+use crate::node::Telling;
+
+/// How long ADD waits for its pod to be enforced. The kubelet tries again, so what takes longer is better told than waited for.
+pub const ADD_WAIT: Duration = Duration::from_secs(10);
+
+/// Whoever connects has this long to say what he wants.
+const REQUEST_WAIT: Duration = Duration::from_secs(5);
+
+/// More wait in the kernel until one of these has its answer.
+const CONNECTIONS_MAX: usize = 512;
+
+/// How long to wait when the process has no descriptors left; no event tells that it has some again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// A question that only the agent's loop can answer.
+#[derive(Debug)]
+pub struct Ask {
+    pub question: Question,
+    pub answer: oneshot::Sender<Answer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// To be answered once the pod is enforced.
+    Enforced(Told),
+    EnforcedNow(Told),
+    /// Whether pods can be started at all.
+    Available,
+}
+
+/// Where questions go.
+#[derive(Clone, Debug)]
+pub struct Senders {
+    pub agent: mpsc::Sender<Ask>,
+    pub node: mpsc::Sender<Telling>,
+}
+
+/// Makes the socket. One that is there is of an agent that has ended, as nobody else has locked the pin folder.
+///
+/// # Errors
+///
+/// When it cannot be made, with its path.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    let context = || format!("making the agent's socket {}", path.display());
+    let folder = path.parent().context("a socket lies in a folder")?;
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(context)?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700)).with_context(context)?;
+    // By a rename, so that there is one at any time.
+    let new = path.with_extension("new");
+    if new.exists() {
+        fs::remove_file(&new).with_context(context)?;
+    }
+    let listener = UnixListener::bind(&new).with_context(context)?;
+    fs::set_permissions(&new, Permissions::from_mode(0o600)).with_context(context)?;
+    fs::rename(&new, path).with_context(context)?;
+    Ok(listener)
+}
+
+/// Serves until it is dropped.
+pub async fn serve(listener: UnixListener, senders: Senders) -> Infallible {
+    let mut connections = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, _)) => connections.push(connection(stream, &senders)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection at the agent's socket");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(()) = connections.next() => {}
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, senders: &Senders) {
+    if let Err(error) = converse(stream, senders).await {
+        tracing::debug!(error = format!("{error:#}"), "a connection to the agent's socket failed");
+    }
+}
+
+async fn converse(stream: UnixStream, senders: &Senders) -> anyhow::Result<()> {
+    let peer = stream.peer_cred().context("who asks")?;
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut lines = BufReader::new(read.take(LINE_MAX as u64));
+    tokio::time::timeout(REQUEST_WAIT, lines.read_line(&mut line)).await.context("nothing was asked")??;
+    let answer = if peer.uid() != 0 {
+        tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused: only root may ask at the agent's socket");
+        Err(Refusal { code: code::INVALID_ENVIRONMENT, message: "only root may ask the agent".to_owned() })
+    } else {
+        let gone = async {
+            let mut rest = [0; 1];
+            let _ = lines.read(&mut rest).await;
+        };
+        tokio::select! {
+            answer = answer(&line, senders) => answer,
+            // The plugin was ended, so nobody waits for its pod any longer.
+            () = gone => return Ok(()),
+        }
+    };
+    let mut text = serde_json::to_vec(&answer)?;
+    text.push(b'\n');
+    write.write_all(&text).await.context("writing the answer")
+}
+
+async fn answer(line: &str, senders: &Senders) -> Answer {
+    let request = serde_json::from_str(line).map_err(|error| {
+        let message = format!("the plugin and the agent are of different versions: {error}");
+        Refusal { code: code::UNDECODABLE, message }
+    })?;
+    match request {
+        Request::Add(attachment) => {
+            let (told, result) = attachment.read()?;
+            let key = Arc::from(attachment.key);
+            tell(senders, Telling::Made { key, at: SystemTime::now(), result }).await?;
+            ask(senders, Question::Enforced(told)).await
+        }
+        Request::Check(attachment) => ask(senders, Question::EnforcedNow(attachment.read()?.0)).await,
+        Request::Del { key } => tell(senders, Telling::Goes(key.into())).await,
+        Request::Gc { network, keys } => {
+            let keys = keys.into_iter().map(Arc::from).collect();
+            tell(senders, Telling::Stay { prefix: format!("{network}-"), keys }).await
+        }
+        Request::Status => ask(senders, Question::Available).await,
+    }
+}
+
+async fn tell(senders: &Senders, telling: Telling) -> Answer {
+    senders.node.send(telling).await.map_err(|_| ending())
+}
+
+async fn ask(senders: &Senders, question: Question) -> Answer {
+    let (sender, answer) = oneshot::channel();
+    senders.agent.send(Ask { question, answer: sender }).await.map_err(|_| ending())?;
+    answer.await.unwrap_or_else(|_| Err(ending()))
+}
+
+fn ending() -> Refusal {
+    Refusal { code: code::TRY_AGAIN_LATER, message: "the agent of this node is ending".to_owned() }
+}
