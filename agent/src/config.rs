@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -49,6 +50,12 @@ pub enum Command {
     Maps(ShowFlags),
     /// Print who is enforced on this node and by which policies, and who is not, and why.
     Endpoints(ShowFlags),
+    /// Stop enforcing for a while: nothing of a pod, or of the whole node, is refused until then
+    ///
+    /// Takes effect at once and ends by itself, whatever becomes of the agent. What policies allow is judged and remembered as ever, so
+    /// that such connections outlive the end; others are then cut. Told of by the log, `palisade status`, metrics, and an Event.
+    #[command(verbatim_doc_comment)]
+    Pause(PauseFlags),
     /// Put the CNI plugin into the way of new pods, or take it out.
     #[command(subcommand)]
     Cni(CniCommand),
@@ -206,6 +213,25 @@ pub struct ShowFlags {
 pub enum Output {
     Table,
     Json,
+}
+
+#[derive(Debug, Args)]
+pub struct PauseFlags {
+    /// The pod, of this node.
+    #[arg(value_name = "NAMESPACE/NAME", required_unless_present = "all")]
+    pub pod: Option<String>,
+    /// Every pod of the node, those that are closed or not known included.
+    #[arg(long, conflicts_with = "pod")]
+    pub all: bool,
+    /// For how long, up to a day: 90s, 15m, 2h.
+    #[arg(long = "for", value_name = "TIME", value_parser = crate::pause::duration, required_unless_present = "end")]
+    pub duration: Option<Duration>,
+    /// End it now.
+    #[arg(long, conflicts_with = "duration")]
+    pub end: bool,
+    /// The agent's --pin-dir.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

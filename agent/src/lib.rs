@@ -11,6 +11,7 @@ pub mod kernel;
 mod memory;
 pub mod node;
 pub mod observe;
+pub mod pause;
 pub mod run;
 pub mod show;
 pub mod tables;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use palisade::config::{AgentConfig, Cli, CniCommand, Command, LogFormat};
-use palisade::{run, show, uninstall};
+use palisade::{pause, run, show, uninstall};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Status(flags) => show::status(&flags),
         Command::Maps(flags) => show::maps(&flags),
         Command::Endpoints(flags) => show::endpoints(&flags),
+        Command::Pause(flags) => pause::pause(&flags),
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),
         Command::Cni(CniCommand::Uninstall(flags)) => uninstall::cni_uninstall(&flags.folders.places(&flags.pin_dir)),
         Command::Uninstall(flags) => uninstall::uninstall(&flags.pin_dir, &flags.folders.places(&flags.pin_dir)),

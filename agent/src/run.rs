@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::agent::{Agent, Signals};
 use crate::api::OpenSource;
+use crate::api::events::Events as Notices;
 use crate::cni::server::{self, Senders};
 use crate::cni::{keeper, socket_path};
 use crate::config::AgentConfig;
@@ -62,6 +63,13 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     if let Some((places, plugin)) = config.cni.clone() {
         tasks.spawn(async move { keeper::keep(places, plugin, trouble_sender).await });
     }
+    let (notices, waiting_notices) = Notices::channel();
+    if let Some(publisher) = source.publisher(&config.node_name, waiting_notices) {
+        tasks.spawn(async move {
+            publisher.await;
+            Ok(())
+        });
+    }
     // Lists are fetched while the kernel verifies the programs. Interfaces wait: those that are there before them are older than them.
     tasks.spawn(source.watch(update_sender));
     let AgentConfig { sizes, settings, attach, .. } = config;
@@ -103,7 +111,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         );
     }
     let mut trouble = cni_trouble.clone();
-    let signals = Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender, cni_trouble };
+    let signals = Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender, events: notices, cni_trouble };
     let mut agent = Agent::new(&config, kernel, signals);
     let mut catalog_at: Option<Instant> = None;
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;

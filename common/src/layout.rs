@@ -14,7 +14,7 @@ pub use self::flows::*;
 pub use self::services::*;
 
 /// Raised with every change to a struct or constant here; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///
@@ -99,7 +99,8 @@ pub struct Config {
     pub events_budget: u32,
     /// 1: a device by which packets leave the node lacks its program, so that nobody would judge what becomes of Service traffic.
     pub exits_missing: u32,
-    pub pad: u32,
+    /// Not 0: PAUSES may hold something.
+    pub pauses: u32,
 }
 const _: () = assert!(size_of::<Config>() == 40);
 
@@ -116,6 +117,25 @@ pub struct FlowStats {
     /// Packets of the node's own whose mark has bits of the stamp: somebody else uses them.
     pub foreign_marks: u64,
 }
+
+/// PAUSES (hash): key of a pause → until when (ns, CLOCK_MONOTONIC) nothing is refused to and from the endpoint.
+///
+/// `palisade pause` writes them, with or without an agent; the programs end them by the clock.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PauseKey {
+    /// Interface index of the host side of the veth; 0: every endpoint of the node.
+    pub ifindex: u32,
+    /// [`EndpointRecord::generation`], so that no other pod inherits it; 0 for every endpoint.
+    pub generation: u32,
+}
+
+impl PauseKey {
+    pub const NODE: Self = Self { ifindex: 0, generation: 0 };
+}
+
+/// How many pauses there may be at once.
+pub const PAUSES_MAX: u32 = 1024;
 
 // === Endpoints ===
 

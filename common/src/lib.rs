@@ -11,6 +11,7 @@ pub mod flow;
 pub mod layout;
 mod neighbour;
 pub mod parse;
+pub mod pause;
 pub mod verdict;
 
 pub use verdict::{Hook, Reason, Verdict};

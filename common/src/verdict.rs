@@ -93,6 +93,7 @@ reasons! {
     Unremembered = 10, "unremembered", true, "admitted, but the flow table could not take it, so that answers may be refused";
     Service = 11, "service", true, "to a Service: each backend is judged where the packet ends up";
     Hairpin = 12, "hairpin", true, "from the pod to itself, by way of a Service";
+    Paused = 13, "paused", true, "would have been refused, but an operator has paused enforcement";
 
     NoRule = 16, "no-rule", false, "the pod is isolated and no rule admits the flow";
     Closed = 17, "closed", false, "the pod is not known yet or cannot be enforced";

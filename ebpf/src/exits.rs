@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use palisade_common::Reason;
-use palisade_common::decide::{Place, decide_leaving};
+use palisade_common::decide::{Place, Ruling, decide_leaving};
 
 use crate::lookup::Maps;
 use crate::{maps, mark, parts, report};
@@ -79,7 +79,10 @@ fn judge(ctx: &TcContext, stamp: u16, begins: u32, place: Place) -> bool {
         // SAFETY: this CPU's own element; no program that uses it runs inside another on one CPU.
         unsafe { &*packet }
     };
-    let ruling = decide_leaving(parsed, &Maps::ALONE, stamp, place);
+    let mut ruling = decide_leaving(parsed, &Maps::ALONE, stamp, place);
+    if !ruling.passes() && parts::palisade_is_paused(maps::STAMPS.get(u32::from(stamp)).copied().unwrap_or(0)) != 0 {
+        ruling = Ruling::of(Reason::Paused);
+    }
     report::count(ruling);
     if ruling.passes() {
         return true;

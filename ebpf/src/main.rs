@@ -21,7 +21,7 @@ mod sockets;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use palisade_common::decide::{Meeting, decide};
+use palisade_common::decide::{Meeting, Ruling, decide};
 use palisade_common::{Hook, Reason};
 
 use crate::lookup::{Maps, Skb};
@@ -54,7 +54,10 @@ fn judge(ctx: &TcContext, hook: Hook) -> i32 {
         // SAFETY: this CPU's own element; neither program runs inside the other on one CPU.
         unsafe { &*packet }
     };
-    let ruling = decide(&Skb::new(ctx), parsed, &Maps::new(ctx.skb.skb), meeting);
+    let mut ruling = decide(&Skb::new(ctx), parsed, &Maps::new(ctx.skb.skb), meeting);
+    if !ruling.passes() && parts::palisade_is_paused(ctx_ifindex(ctx)) != 0 {
+        ruling = Ruling::of(Reason::Paused);
+    }
     report::count(ruling);
     if ruling.passes() {
         if matches!(hook, Hook::FromPod) {

@@ -5,7 +5,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use palisade_common::layout::{
     Address, Backends, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue, FragmentKey,
-    FragmentValue, PortKey, PortValue, REASONS, RuleKey, RuleValue, SERVICE_PORT_WORDS, ServiceKey, Versioned,
+    FragmentValue, PAUSES_MAX, PauseKey, PortKey, PortValue, REASONS, RuleKey, RuleValue, SERVICE_PORT_WORDS,
+    ServiceKey, Versioned,
 };
 use palisade_common::parse::Packet;
 
@@ -68,6 +69,9 @@ pub static FLOWS: LruHashMap<FlowKey, FlowValue, 1024> = LruHashMap::new();
 
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, 1024> = LruHashMap::new();
+
+#[btf_map]
+pub static PAUSES: HashMap<PauseKey, u64, { PAUSES_MAX as usize }> = HashMap::new();
 
 /// Packets by [`palisade_common::Reason`].
 #[btf_map]

@@ -5,11 +5,12 @@
 //! more than a second. Pointers may be null as far as the verifier knows.
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use palisade_common::decide::{self, Answer, Meeting, Place, Question, Ruling};
-use palisade_common::layout::{Address, EndpointRecord, RECORD_NONE};
+use palisade_common::layout::{Address, EndpointRecord, PauseKey, RECORD_NONE};
 use palisade_common::parse::{self, Packet};
-use palisade_common::{Hook, Reason};
+use palisade_common::{Hook, Reason, pause};
 
 use crate::lookup::{Maps, Skb};
 use crate::maps;
@@ -194,4 +195,23 @@ pub extern "C" fn palisade_answer(
         return Answer::NONE.to_bits();
     };
     decide::answer(&Maps::ALONE, &Question::new(peer, kind, client, epoch), record).to_bits()
+}
+
+/// Whether an operator has paused enforcement for the interface's pod or for the node: 1 or 0. Asked about what would be refused, and only then.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_is_paused(ifindex: u32) -> u32 {
+    let Some(config) = maps::CONFIG.get(0) else { return 0 };
+    if config.pauses == 0 {
+        return 0;
+    }
+    let index = palisade_record_index(ifindex, config.epoch);
+    let generation = maps::RECORDS.get(index).map_or(0, |record| record.generation);
+    // SAFETY: values are words that are only ever replaced as a whole.
+    let until = |key: PauseKey| unsafe { maps::PAUSES.get(&key) }.copied();
+    // Nobody's endpoint is every one's.
+    let own = if generation == 0 { None } else { until(PauseKey { ifindex, generation }) };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    u32::from(pause::holds([own, until(PauseKey::NODE)], now))
 }

@@ -6,6 +6,7 @@ mod account;
 mod attachments;
 mod exits;
 mod marks;
+mod pauses;
 mod retry;
 mod waiting;
 
@@ -19,6 +20,7 @@ use palisade_common::Reason;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::api::events::Events;
 use crate::compile::{Catalog, Compiler, Limits, Numbers};
 use crate::config::AgentConfig;
 use crate::facts::{Change, Fault, Kind, NodeChange, Update, VethChange};
@@ -31,6 +33,7 @@ use crate::observe::{self, Fill, refusal};
 use attachments::Attachments;
 use exits::Exits;
 use marks::{Counts, Marks};
+use pauses::Pauses;
 use retry::Retry;
 use waiting::Waiting;
 
@@ -40,6 +43,7 @@ pub struct Signals {
     pub fill: Fill,
     pub pod_cidrs: watch::Sender<Vec<IpNet>>,
     pub ready: watch::Sender<Readiness>,
+    pub events: Events,
     /// Why the CNI plugin is not in the runtime's chain, or may not stay there.
     pub cni_trouble: watch::Receiver<Option<String>>,
 }
@@ -79,6 +83,7 @@ pub struct Agent {
     stuck: Option<Stuck>,
     /// Pods whose start waits.
     waiting: Vec<Waiting>,
+    pauses: Pauses,
 }
 
 /// A change that cannot be written.
@@ -127,6 +132,7 @@ impl Agent {
             listed: false,
             stuck: None,
             waiting: Vec::new(),
+            pauses: Pauses::default(),
         }
     }
 
@@ -135,7 +141,7 @@ impl Agent {
         let stuck = self.stuck.as_ref().map(|stuck| stuck.retry.at);
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let failed = self.attachments.retry_at().into_iter().chain(self.exits.retry_at());
-        stuck.into_iter().chain(failed).chain(waiting).min()
+        stuck.into_iter().chain(failed).chain(waiting).chain(self.pauses.ends_at).min()
     }
 
     /// No agent ran here before.
@@ -198,6 +204,9 @@ impl Agent {
         if self.stuck.as_ref().is_some_and(|stuck| stuck.retry.at <= now) {
             self.settle();
         }
+        if self.pauses.ends_at.is_some_and(|at| at <= now) {
+            self.look_at_pauses();
+        }
         self.answer_waiting();
     }
 
@@ -220,6 +229,7 @@ impl Agent {
         }
         self.verify_exits();
         self.look_at_marks();
+        self.look_at_pauses();
         self.after_attaching();
     }
 
@@ -379,6 +389,7 @@ impl Agent {
         }
         self.sweep_exits();
         self.look_at_marks();
+        self.look_at_pauses();
         self.check_node_name();
         tracing::info!(
             endpoints = self.attachments.len(),

@@ -25,6 +25,10 @@ impl Agent {
                 return self.answer_waiting();
             }
             Question::EnforcedNow(told) => self.is_enforced(&told).map_err(|why| later(&told, &why)),
+            Question::Pauses => {
+                self.look_at_pauses();
+                Ok(())
+            }
             Question::Available => match self.cannot_start_pods() {
                 Some(why) => Err(Refusal { code: code::NOT_AVAILABLE, message: why }),
                 None => Ok(()),

@@ -4,6 +4,7 @@
 //! [`Fault`](crate::facts::Fault) that names object and field (SEMANTICS 15.2).
 
 pub mod cluster;
+pub mod events;
 pub mod folder;
 pub mod reduce;
 
@@ -35,6 +36,18 @@ impl OpenSource {
                 let client = cluster::client(kubeconfig.as_deref()).await.context("finding the API server")?;
                 Ok(Self::Cluster(client))
             }
+        }
+    }
+
+    /// Tells Events, if there is an API server to tell.
+    pub fn publisher(
+        &self,
+        node_name: &str,
+        notices: mpsc::Receiver<events::Notice>,
+    ) -> Option<impl Future<Output = ()> + use<>> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Cluster(client) => Some(events::publish(client.clone(), node_name.to_owned(), notices)),
         }
     }
 

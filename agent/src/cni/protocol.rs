@@ -35,6 +35,8 @@ pub enum Request {
     Del { key: String },
     /// Whether ADD can succeed.
     Status,
+    /// Not the plugin's: `palisade pause` has written something.
+    Pauses,
     /// All attachments of the network that there are.
     Gc { network: String, keys: BTreeSet<String> },
 }

@@ -43,6 +43,8 @@ pub enum Question {
     EnforcedNow(Told),
     /// Whether pods can be started at all.
     Available,
+    /// What is paused has changed.
+    Pauses,
 }
 
 /// Where questions go.
@@ -140,6 +142,7 @@ async fn answer(line: &str, senders: &Senders) -> Answer {
             tell(senders, Telling::Stay { prefix: format!("{network}-"), keys }).await
         }
         Request::Status => ask(senders, Question::Available).await,
+        Request::Pauses => ask(senders, Question::Pauses).await,
     }
 }
 

@@ -49,7 +49,7 @@ impl ConfigCell {
         self.word(unsafe { &raw mut (*self.config.as_ptr()).epoch }).store(epoch, Ordering::SeqCst);
     }
 
-    /// Everything but the epoch.
+    /// Everything but the epoch and whether there are pauses, which is nobody's setting.
     pub fn store_settings(&self, settings: &Config) {
         let Config {
             epoch: _,
@@ -59,7 +59,7 @@ impl ConfigCell {
             midstream_budget,
             events_budget,
             exits_missing,
-            pad: _,
+            pauses: _,
         } = *settings;
         self.store_exits_missing(exits_missing != 0);
         let config = self.config.as_ptr();
@@ -83,6 +83,13 @@ impl ConfigCell {
         // SAFETY: a place in the mapping.
         let word = self.word(unsafe { &raw mut (*self.config.as_ptr()).exits_missing });
         word.store(u32::from(missing), Ordering::SeqCst);
+    }
+
+    /// See [`Config::pauses`].
+    pub fn store_pauses(&self, any: bool) {
+        // SAFETY: a place in the mapping.
+        let word = self.word(unsafe { &raw mut (*self.config.as_ptr()).pauses });
+        word.store(u32::from(any), Ordering::SeqCst);
     }
 
     /// [`Config::inserts_safe`] and [`Config::pressure_until`].

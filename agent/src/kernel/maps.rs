@@ -12,8 +12,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Reason;
 use palisade_common::layout::{
-    Address, Backends, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PortKey, PortValue, REASONS, RuleKey,
-    RuleValue, ServiceKey, Versioned, service_port_bit,
+    Address, Backends, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PauseKey, PortKey, PortValue, REASONS,
+    RuleKey, RuleValue, ServiceKey, Versioned, service_port_bit,
 };
 
 use super::batch::Entries;
@@ -54,6 +54,7 @@ pub struct Maps {
     service_ports: Array<MapData, u64>,
     flows: Hash<FlowKey, FlowValue>,
     all_flows: Entries<Plain<FlowKey>, Plain<FlowValue>>,
+    pauses: Hash<PauseKey, u64>,
     counters: PerCpuArray<MapData, u64>,
     event_budget: PerCpuArray<MapData, [u32; 4]>,
 }
@@ -108,6 +109,7 @@ impl Maps {
             service_ports: map("SERVICE_PORTS")?.try_into()?,
             flows: flows.try_into()?,
             all_flows,
+            pauses: map("PAUSES")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
             event_budget: map("EVENT_BUDGET")?.try_into()?,
         })
@@ -152,6 +154,20 @@ impl Maps {
     /// Refused packets of which no event could be sent, all CPUs together.
     pub fn events_lost(&self) -> anyhow::Result<u64> {
         Ok(self.event_budget.get(&0, 0)?.iter().map(|[_, _, lost, _]| u64::from(*lost)).sum())
+    }
+
+    /// What is paused, and until when (ns, CLOCK_MONOTONIC); that which is over as well.
+    pub fn pauses(&self) -> anyhow::Result<BTreeMap<PauseKey, u64>> {
+        entries(&self.pauses)
+    }
+
+    /// Begins a pause or ends it (`None`). Of many that are asked for at once by several processes, each is made.
+    pub fn set_pause(&mut self, key: PauseKey, until: Option<u64>) -> anyhow::Result<()> {
+        put(&mut self.pauses, key, until).with_context(|| format!("pausing {key:?}"))?;
+        if until.is_some() {
+            self.config.store_pauses(true);
+        }
+        Ok(())
     }
 
     pub fn records_len(&self) -> u32 {

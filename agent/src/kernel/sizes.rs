@@ -49,6 +49,7 @@ pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
         ("SERVICE_PORTS", None),
         ("FLOWS", Some(flows)),
         ("FRAGMENTS", Some(fragments)),
+        ("PAUSES", None),
         ("COUNTERS", None),
         ("EVENT_BUDGET", None),
     ]

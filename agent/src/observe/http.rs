@@ -180,6 +180,7 @@ mod tests {
         metrics.updated(Kind::Pod);
         metrics.applied(9, Duration::from_millis(3));
         metrics.apply_failed();
+        metrics.set_paused(true, 2);
         let (_ready, readiness) = watch::channel(Readiness::Ready);
         with_server(metrics, readiness, |address| async move {
             let (status, head, body) = ask(address, "GET /metrics").await;
@@ -200,6 +201,8 @@ mod tests {
                 r#"palisade_apply_seconds_bucket{le="0.004"} 1"#,
                 "palisade_apply_seconds_count 1",
                 "palisade_apply_failures_total 1",
+                "palisade_paused_node 1",
+                "palisade_paused_endpoints 2",
                 "palisade_events_lost_total 3",
                 "palisade_midstream_total 2",
                 "palisade_service_flows_answered_total 7",
@@ -214,7 +217,7 @@ mod tests {
             }
             let types = lines.iter().filter(|line| line.starts_with("# TYPE")).count();
             assert_eq!(types, lines.iter().filter(|line| line.starts_with("# HELP")).count());
-            assert_eq!(types, 15);
+            assert_eq!(types, 17);
         })
         .await;
     }

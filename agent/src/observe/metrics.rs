@@ -81,6 +81,8 @@ pub struct Metrics {
     epoch: Gauge,
     apply: Histogram,
     apply_failures: Counter,
+    paused_node: Gauge,
+    paused_endpoints: Gauge,
 }
 
 impl Metrics {
@@ -95,6 +97,8 @@ impl Metrics {
             // 0.25 ms to 8 s: from a pod's birth to a full rebuild of a large node.
             apply: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
             apply_failures: Counter::default(),
+            paused_node: Gauge::default(),
+            paused_endpoints: Gauge::default(),
         };
         // They are there from the start, so that a rate can be taken over the first change too.
         metrics.set_faults(&BTreeMap::new());
@@ -130,6 +134,18 @@ impl Metrics {
             "Number of the state that the kernel's tables hold, one more with each change. It does not move while objects \
              change: look at palisade_apply_failures_total",
             self.epoch.clone(),
+        );
+        registry.register(
+            "paused_node",
+            "1: an operator has paused enforcement on this whole node (`palisade pause --all`). It ends by itself; `palisade status` \
+             says when",
+            self.paused_node.clone(),
+        );
+        registry.register(
+            "paused_endpoints",
+            "Pods of this node whose enforcement an operator has paused (`palisade pause`). It ends by itself; `palisade status` says \
+             which and when",
+            self.paused_endpoints.clone(),
         );
         registry.register_with_unit(
             "apply",
@@ -175,6 +191,11 @@ impl Metrics {
     pub fn applied(&self, epoch: u32, time: Duration) {
         self.epoch.set(epoch.into());
         self.apply.observe(time.as_secs_f64());
+    }
+
+    pub fn set_paused(&self, node: bool, endpoints: usize) {
+        self.paused_node.set(node.into());
+        self.paused_endpoints.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
     }
 
     pub fn apply_failed(&self) {

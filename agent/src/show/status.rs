@@ -8,6 +8,7 @@ use crate::compile::{AgentEntry, Catalog, FaultEntry};
 use crate::config::{Output, ShowFlags};
 use crate::kernel::{self, Maps};
 use crate::observe;
+use crate::pause::{Paused, paused};
 
 /// Field names are part of the output of `-o json`.
 #[derive(Debug, Serialize)]
@@ -22,6 +23,8 @@ struct Status {
     service_flows_answered: u64,
     service_flows_judged: u64,
     pods: Pods,
+    /// What nothing is refused to and from, by `palisade pause`.
+    paused: Vec<Paused>,
     faults: Vec<FaultEntry>,
 }
 
@@ -40,9 +43,12 @@ struct Pods {
 ///
 /// When there is no agent's state to read.
 pub fn status(flags: &ShowFlags) -> anyhow::Result<()> {
-    let snapshot = Maps::open_pinned(&flags.pin_dir)?.snapshot(false)?;
+    let maps = Maps::open_pinned(&flags.pin_dir)?;
+    let snapshot = maps.snapshot(false)?;
     let runs = kernel::is_in_use(&flags.pin_dir)?;
-    let Catalog { agent, endpoints, tables, faults, .. } = observe::read_catalog(&flags.pin_dir)?;
+    let catalog = observe::read_catalog(&flags.pin_dir)?;
+    let paused = paused(&maps.pauses()?, &snapshot.found, &catalog);
+    let Catalog { agent, endpoints, tables, faults, .. } = catalog;
     let FlowStats { service_answered, service_judged, .. } = snapshot.flow_stats;
     let status = Status {
         agent: if runs { "running" } else { "not running" },
@@ -51,6 +57,7 @@ pub fn status(flags: &ShowFlags) -> anyhow::Result<()> {
         service_flows_answered: service_answered,
         service_flows_judged: service_judged,
         pods: Pods::of(&rows(endpoints, &snapshot.found, &tables)),
+        paused,
         faults,
     };
     match flags.output {
@@ -111,7 +118,13 @@ impl Status {
                 format!("{} answered, {} judged", self.service_flows_answered, self.service_flows_judged),
             ),
         ];
-        rows.iter().chain(&more).map(|(name, text)| format!("{name:<16} {text}")).collect()
+        let paused = |Paused { what, until, seconds_left }: &Paused| {
+            let left =
+                if *seconds_left < 120 { format!("{seconds_left} s") } else { format!("{} min", seconds_left / 60) };
+            format!("PAUSED           {what}, until {until} ({left} left): nothing is refused to it and from it")
+        };
+        let loud = self.paused.iter().map(paused);
+        loud.chain(rows.iter().chain(&more).map(|(name, text)| format!("{name:<16} {text}"))).collect()
     }
 }
 
@@ -132,6 +145,7 @@ mod tests {
             service_flows_answered: 3,
             service_flows_judged: 4,
             pods: Pods { isolated: 2, open: 1, ..Pods::default() },
+            paused: Vec::new(),
             faults: Vec::new(),
         }
     }
@@ -147,6 +161,16 @@ mod tests {
             "Service flows    3 answered, 4 judged",
         ];
         assert_eq!(status().lines(), expected);
+    }
+
+    #[test]
+    fn what_is_paused_comes_first() {
+        let mut status = status();
+        let until = "2026-01-01T03:15:00Z".to_owned();
+        status.paused = vec![Paused { what: "a/web".to_owned(), until, seconds_left: 840 }];
+        let first =
+            "PAUSED           a/web, until 2026-01-01T03:15:00Z (14 min left): nothing is refused to it and from it";
+        assert_eq!(status.lines()[0], first);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod flows;
 mod frames;
 mod life;
 mod neighbours;
+mod pause;
 mod scene;
 mod table;
 mod troubles;
