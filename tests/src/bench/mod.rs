@@ -9,6 +9,7 @@ pub mod in_kernel;
 pub mod load;
 mod machine;
 mod marked;
+pub mod pods;
 pub mod policy;
 mod prober;
 mod programs;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use palisade_tests::bench::{exits, in_kernel, load, policy, scale, service_traffic, start, throughput};
+use palisade_tests::bench::{exits, in_kernel, load, pods, policy, scale, service_traffic, start, throughput};
 
 const USAGE: &str = "\
 usage: palisade-bench [NAME…]
@@ -13,6 +13,7 @@ usage: palisade-bench [NAME…]
   services       streams, exchanges and new connections to a Service, among 1 and 5,000, with and without an agent
   policy         from the API server's answer to a policy write until it holds, with 10 and with 5,000 pods
   start          from an agent's start until it enforces, its memory and idle processor time, with 10 and with 5,000 pods
+  pods           new pods that talk in their first millisecond, with the CNI plugin, without it, and without an agent
   in-kernel      what a packet costs in the kernel programs, by test runs
   exits          what a packet costs where it leaves the node, by test runs
   scale          how that grows with the number of rules, pods and ranges of ports
@@ -23,12 +24,13 @@ Without a name all are measured (`connections` as a part of `throughput`), which
 type Bench = fn() -> Result<()>;
 
 /// By name, in the order in which they are run: the last three move their thread into namespaces of its own.
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 9] = [
     ("throughput", throughput::run),
     ("connections", throughput::run_connections),
     ("services", service_traffic::run),
     ("policy", policy::run),
     ("start", start::run),
+    ("pods", pods::run),
     ("in-kernel", in_kernel::run),
     ("exits", exits::run),
     ("scale", scale::run),

@@ -1,6 +1,6 @@
 //! CNI calls through libcni, by the Go program tests/go/cni, in a node's namespace.
 
-use std::io::Write;
+use std::io::{BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -44,21 +44,16 @@ impl Runner {
 
     /// The results in the order of the calls.
     pub fn call(&self, calls: &[Call]) -> Result<Vec<Result<Value>>> {
+        let mut results = Vec::new();
+        self.call_each(calls, |result| results.push(result))?;
+        Ok(results)
+    }
+
+    /// Each result as soon as it is there.
+    pub fn call_each(&self, calls: &[Call], mut take: impl FnMut(Result<Value>)) -> Result<()> {
         let mut requests = String::new();
         for call in calls {
-            let request = json!({
-                "command": call.command,
-                "conflist": call.conflist,
-                "plugins": [&self.plugins, &Self::further_plugins(&self.folder)],
-                "cache": call.cache,
-                "containerId": call.container_id,
-                "netns": call.netns,
-                "ifName": call.interface,
-                "args": call.args,
-                "capabilityArgs": call.capability,
-                "valid": call.valid,
-            });
-            requests.push_str(&request.to_string());
+            requests.push_str(&self.request(call).to_string());
             requests.push('\n');
         }
         let mut child = self
@@ -72,20 +67,37 @@ impl Runner {
             .context("cannot run palisade-cni-runner")?;
         self.guard.process(child.id());
         let mut stdin = child.stdin.take().expect("stdin was asked for above");
+        let stdout = child.stdout.take().expect("stdout was asked for above");
         // On a thread of its own: with many calls both pipes fill.
         let writer = std::thread::spawn(move || stdin.write_all(requests.as_bytes()));
-        let output = child.wait_with_output()?;
-        writer.join().expect("writing does not panic")?;
-        ensure!(output.status.success(), "palisade-cni-runner: {}", output.status);
-        let answers: Vec<Value> =
-            serde_json::Deserializer::from_slice(&output.stdout).into_iter().collect::<Result<_, _>>()?;
-        ensure!(answers.len() == calls.len(), "{} calls, {} answers", calls.len(), answers.len());
-        Ok(answers
-            .into_iter()
-            .map(|mut answer| match answer.get("error").and_then(Value::as_str) {
+        let mut count = 0;
+        for answer in serde_json::Deserializer::from_reader(BufReader::new(stdout)).into_iter::<Value>() {
+            let mut answer = answer?;
+            count += 1;
+            take(match answer.get("error").and_then(Value::as_str) {
                 Some(error) => Err(anyhow!("{error}")),
                 None => Ok(answer["result"].take()),
-            })
-            .collect())
+            });
+        }
+        let status = child.wait()?;
+        writer.join().expect("writing does not panic")?;
+        ensure!(status.success(), "palisade-cni-runner: {status}");
+        ensure!(count == calls.len(), "{} calls, {count} answers", calls.len());
+        Ok(())
+    }
+
+    fn request(&self, call: &Call) -> Value {
+        json!({
+            "command": call.command,
+            "conflist": call.conflist,
+            "plugins": [&self.plugins, &Self::further_plugins(&self.folder)],
+            "cache": call.cache,
+            "containerId": call.container_id,
+            "netns": call.netns,
+            "ifName": call.interface,
+            "args": call.args,
+            "capabilityArgs": call.capability,
+            "valid": call.valid,
+        })
     }
 }

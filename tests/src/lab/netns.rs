@@ -34,6 +34,13 @@ impl Netns {
         Ok(netns)
     }
 
+    /// Takes its name away; it ends with the last who is in it.
+    pub fn remove(&self) -> Result<()> {
+        let status = Command::new("ip").args(["netns", "delete", &self.name]).status().context("cannot run ip")?;
+        ensure!(status.success(), "ip netns delete {}: {status}", self.name);
+        Ok(())
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -158,22 +158,49 @@ impl Node {
     /// The same, where pods may not start. As a runtime does, DEL undoes what of an ADD was done.
     pub fn try_start_pods(&self, lab: &Lab, specs: &[PodSpec]) -> Result<Vec<Result<Pod>>> {
         let mut pods = Vec::new();
+        self.start_pods_each(lab, specs, |pod| pods.push(pod))?;
+        Ok(pods)
+    }
+
+    /// The same, each pod as soon as it is there.
+    pub fn start_pods_each(&self, lab: &Lab, specs: &[PodSpec], mut take: impl FnMut(Result<Pod>)) -> Result<()> {
+        let pods: Vec<Pod> = specs.iter().map(|spec| Pod::new(lab, self, spec)).collect::<Result<_>>()?;
         let mut calls = Vec::new();
-        for spec in specs {
-            let pod = Pod::new(lab, self, spec)?;
-            calls.push(self.call("ADD", &self.loopback(), "lo", &pod));
-            calls.push(self.call("ADD", &self.conf_dir(), "eth0", &pod));
-            pods.push(pod);
+        for pod in &pods {
+            calls.push(self.call("ADD", &self.loopback(), "lo", pod));
+            calls.push(self.call("ADD", &self.conf_dir(), "eth0", pod));
         }
-        let results = self.runner.call(&calls)?.into_iter().skip(1).step_by(2);
-        let started = pods.into_iter().zip(results).map(|(mut pod, result)| match result {
-            Ok(result) => pod.read_result(&result).map(|()| pod),
-            Err(error) => {
-                self.stop_pod(&pod)?;
-                Err(error.context(format!("CNI ADD of {}/{}", pod.namespace, pod.name)))
+        let mut pods = pods.into_iter();
+        let mut is_loopback = false;
+        let mut failed = Vec::new();
+        self.runner.call_each(&calls, |result| {
+            is_loopback = !is_loopback;
+            if is_loopback {
+                return;
             }
-        });
-        Ok(started.collect())
+            let mut pod = pods.next().expect("two calls for each");
+            take(match result {
+                Ok(result) => pod.read_result(&result).map(|()| pod),
+                Err(error) => {
+                    let name = format!("{}/{}", pod.namespace, pod.name);
+                    failed.push(pod);
+                    Err(error.context(format!("CNI ADD of {name}")))
+                }
+            });
+        })?;
+        self.stop_pods(&failed)?;
+        failed.iter().try_for_each(|pod| pod.netns.remove())
+    }
+
+    /// CNI DEL of each.
+    pub fn stop_pods(&self, pods: &[Pod]) -> Result<()> {
+        let calls: Vec<Call> = pods
+            .iter()
+            .flat_map(|pod| {
+                [self.call("DEL", &self.conf_dir(), "eth0", pod), self.call("DEL", &self.loopback(), "lo", pod)]
+            })
+            .collect();
+        self.runner.call(&calls)?.into_iter().try_for_each(|result| result.map(drop))
     }
 
     /// CNI CHECK of a pod, STATUS of the network, or GC of all attachments but those of these pods.
@@ -203,8 +230,7 @@ impl Node {
 
     /// CNI DEL, as at a pod's end; its addresses are free for the next one.
     pub fn stop_pod(&self, pod: &Pod) -> Result<()> {
-        let calls = [self.call("DEL", &self.conf_dir(), "eth0", pod), self.call("DEL", &self.loopback(), "lo", pod)];
-        self.runner.call(&calls)?.into_iter().try_for_each(|result| result.map(drop))
+        self.stop_pods(std::slice::from_ref(pod))
     }
 
     fn call(&self, command: &'static str, conflist: &std::path::Path, interface: &'static str, pod: &Pod) -> Call {
