@@ -174,10 +174,12 @@ pub fn live(pod: &Pod, targets: &Targets, added: Instant, seek: impl FnOnce()) -
         begun.push(begin(target)?);
     }
     seek();
-    let mut report = Report::default();
-    report.local = connected(targets.local, added);
-    report.block = connected(targets.block, added);
-    report.remote = connected(targets.remote, added);
+    let mut report = Report {
+        leaks: 0,
+        local: connected(targets.local, added),
+        block: connected(targets.block, added),
+        remote: connected(targets.remote, added),
+    };
     while added.elapsed() < WATCH {
         std::thread::sleep(EVERY);
     }
