@@ -24,7 +24,7 @@ use crate::node::{self, NodeConfig};
 use crate::observe::events::Events;
 use crate::observe::http::{self, Readiness};
 use crate::observe::metrics::Metrics;
-use crate::observe::{self, Fill, state_dir};
+use crate::observe::{self, Fill};
 
 /// Batches that wait for the loop; a source that is faster waits.
 const QUEUE: usize = 64;
@@ -48,7 +48,6 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     // Before anything is made or loaded.
     let source = OpenSource::open(&config.source).await?;
     let pins = PinDir::open(&config.pin_dir)?;
-    std::fs::create_dir_all(state_dir(&config.pin_dir)).context("making the state folder")?;
     let (ask_sender, mut asks) = mpsc::channel(QUEUE);
     let (telling_sender, tellings) = mpsc::channel(QUEUE);
     let (trouble_sender, cni_trouble) = watch::channel(None);
@@ -57,9 +56,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
     let mut tasks = JoinSet::new();
     // What is asked before the programs are loaded waits.
-    let socket = server::bind(&socket_path(&config.pin_dir))?;
+    let socket = socket_path(&config.pin_dir);
     let senders = Senders { agent: ask_sender, node: telling_sender };
-    tasks.spawn(async move { match server::serve(socket, senders).await {} });
+    tasks.spawn(async move { match server::run(socket, senders).await {} });
     if let Some((places, plugin)) = config.cni.clone() {
         tasks.spawn(async move { keeper::keep(places, plugin, trouble_sender).await });
     }

@@ -6,7 +6,8 @@ use std::time::Instant as Clock;
 
 use palisade_common::layout::endpoint_flag;
 
-use super::{Agent, refusal};
+use super::retry::Retry;
+use super::{Agent, Stuck, refusal};
 use crate::compile::{AgentEntry, Catalog, EndpointEntry};
 use crate::facts::{Fault, Kind, Veth};
 use crate::memory;
@@ -65,7 +66,13 @@ impl Agent {
                 "new pods may be started before they are enforced, palisade-cni is not in their way: {trouble}"
             ))
         });
-        stuck.chain(failed).chain(behind).chain(exits).chain(marks).chain(cni)
+        let unwritten = self.unwritten.iter().map(move |unwritten| {
+            fault(format!(
+                "what `palisade` shows is not up to date, policies are enforced nevertheless: {}",
+                unwritten.error
+            ))
+        });
+        unwritten.chain(stuck).chain(failed).chain(behind).chain(exits).chain(marks).chain(cni)
     }
 
     pub(super) fn tell_faults(&mut self) {
@@ -92,6 +99,7 @@ impl Agent {
             return;
         }
         self.catalog_is_old = false;
+        let unwritten = self.unwritten.take().map(|unwritten| unwritten.retry);
         let faults: Vec<Fault> = self.faults.values().flatten().cloned().chain(self.own_faults()).collect();
         let mut catalog = self.compiler.catalog(&self.index, &faults);
         catalog.agent = AgentEntry {
@@ -121,8 +129,10 @@ impl Agent {
         }
         self.signals.metrics.set_endpoints(&counts);
         if let Err(error) = observe::write_catalog(&self.pin_dir, &self.catalog) {
-            tracing::warn!(error = format!("{error:#}"), "writing the catalog of names");
+            let retry = Retry::after(unwritten, tokio::time::Instant::now());
+            self.unwritten = Some(Stuck { retry, error: format!("{error:#}") });
         }
+        self.tell_faults();
         if std::mem::take(&mut self.listed) {
             memory::give_back();
         }

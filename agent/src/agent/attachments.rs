@@ -75,6 +75,16 @@ impl Attachments {
         }
     }
 
+    /// The name that an interface has by now.
+    pub(super) fn renamed(&mut self, ifindex: u32, name: &Arc<str>) {
+        if let Some(known) = self.attached.get_mut(&ifindex) {
+            known.clone_from(name);
+        }
+        if let Some(failed) = self.failed.get_mut(&ifindex) {
+            failed.name.clone_from(name);
+        }
+    }
+
     /// After a round of trying: when the next one is, if anything failed.
     pub(super) fn schedule(&mut self, now: Instant) {
         self.retry = if self.failed.is_empty() {

@@ -86,7 +86,7 @@ impl Agent {
     }
 
     fn detach_exit(&mut self, ifindex: u32, name: &str) {
-        if let Err(error) = self.kernel.detach_exit(ifindex, name) {
+        if let Err(error) = self.kernel.detach_exit(ifindex) {
             tracing::warn!(interface = name, error = format!("{error:#}"), "taking a program off");
         }
     }
@@ -159,7 +159,7 @@ impl Agent {
     pub(super) fn verify_exits(&mut self) {
         let devices: Vec<Device> = self.exits.devices.iter().flat_map(BTreeMap::values).cloned().collect();
         for device in devices.iter().filter(|device| self.exits.attachments.has(device.ifindex)).collect::<Vec<_>>() {
-            match self.kernel.exit_standing(device.ifindex, &device.name, device.has_link_header) {
+            match self.kernel.exit_standing(device.ifindex, device.has_link_header) {
                 Ok(Standing::First) => self.exits.attachments.found_behind(device.ifindex, None),
                 Ok(Standing::Behind(program)) => self.exits.attachments.found_behind(device.ifindex, Some(program)),
                 Ok(Standing::Missing) => {

@@ -78,6 +78,8 @@ pub struct Agent {
     digest: Digest,
     catalog: Catalog,
     catalog_is_old: bool,
+    /// The catalog cannot be written.
+    unwritten: Option<Stuck>,
     /// A list was read since memory was last given back.
     listed: bool,
     stuck: Option<Stuck>,
@@ -86,7 +88,7 @@ pub struct Agent {
     pauses: Pauses,
 }
 
-/// A change that cannot be written.
+/// Something that cannot be written.
 struct Stuck {
     retry: Retry,
     error: String,
@@ -129,6 +131,7 @@ impl Agent {
             digest: Digest::default(),
             catalog: earlier_names,
             catalog_is_old: true,
+            unwritten: None,
             listed: false,
             stuck: None,
             waiting: Vec::new(),
@@ -138,10 +141,10 @@ impl Agent {
 
     /// When something that failed is to be tried again.
     pub fn retry_at(&self) -> Option<Instant> {
-        let stuck = self.stuck.as_ref().map(|stuck| stuck.retry.at);
+        let stuck = [&self.stuck, &self.unwritten].map(|stuck| stuck.as_ref().map(|stuck| stuck.retry.at));
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let failed = self.attachments.retry_at().into_iter().chain(self.exits.retry_at());
-        stuck.into_iter().chain(failed).chain(waiting).chain(self.pauses.ends_at).min()
+        stuck.into_iter().flatten().chain(failed).chain(waiting).chain(self.pauses.ends_at).min()
     }
 
     /// No agent ran here before.
@@ -170,11 +173,12 @@ impl Agent {
     /// node stays as it is until the first complete list.
     fn take_veth(&mut self, change: VethChange) {
         if let Some(veth) = &change.veth {
+            self.attachments.renamed(veth.ifindex, &veth.name);
             if self.succeeded || !veth.older {
                 self.attach(veth.ifindex, veth.name.clone());
             }
         } else if let Some(name) = self.attachments.forget(change.ifindex)
-            && let Err(error) = self.kernel.detach(change.ifindex, &name)
+            && let Err(error) = self.kernel.detach(change.ifindex)
         {
             tracing::warn!(interface = %name, error = format!("{error:#}"), "taking the programs off");
         }
@@ -204,6 +208,10 @@ impl Agent {
         if self.stuck.as_ref().is_some_and(|stuck| stuck.retry.at <= now) {
             self.settle();
         }
+        if self.unwritten.as_ref().is_some_and(|unwritten| unwritten.retry.at <= now) {
+            self.catalog_is_old = true;
+            self.write_catalog();
+        }
         if self.pauses.ends_at.is_some_and(|at| at <= now) {
             self.look_at_pauses();
         }
@@ -213,7 +221,7 @@ impl Agent {
     /// Puts programs back that somebody took off an interface, and tells of programs that somebody put in front of them.
     pub fn verify_attached(&mut self) {
         for (ifindex, name) in self.attachments.all() {
-            match self.kernel.standing(ifindex, &name) {
+            match self.kernel.standing(ifindex) {
                 Ok(Standing::First) => self.attachments.found_behind(ifindex, None),
                 Ok(Standing::Behind(program)) => self.attachments.found_behind(ifindex, Some(program)),
                 Ok(Standing::Missing) => {
@@ -380,7 +388,7 @@ impl Agent {
                     .into_iter()
                     .filter(|ifindex| self.index.veth(*ifindex).is_none() && !self.exits.has(*ifindex))
                 {
-                    if let Err(error) = self.kernel.detach(ifindex, "") {
+                    if let Err(error) = self.kernel.detach(ifindex) {
                         tracing::warn!(ifindex, error = format!("{error:#}"), "sweeping an earlier agent's link");
                     }
                 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +28,10 @@ const CONNECTIONS_MAX: usize = 512;
 
 /// How long to wait when the process has no descriptors left; no event tells that it has some again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Before the socket is tried again; of room on a file system no event tells.
+const BIND_PAUSE: Duration = Duration::from_secs(1);
+const BIND_PAUSE_MAX: Duration = Duration::from_secs(16);
 
 /// A question that only the agent's loop can answer.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ pub struct Senders {
 /// # Errors
 ///
 /// When it cannot be made, with its path.
-pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     let context = || format!("making the agent's socket {}", path.display());
     let folder = path.parent().context("a socket lies in a folder")?;
     DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(context)?;
@@ -75,8 +79,25 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Makes the socket and serves until it is dropped. Where it cannot be made no pod is started by way of the plugin, and it is tried again.
+pub async fn run(path: PathBuf, senders: Senders) -> Infallible {
+    let mut pause = BIND_PAUSE;
+    loop {
+        match bind(&path) {
+            Ok(listener) => match serve(listener, senders).await {},
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                retry_s = pause.as_secs(),
+                "palisade-cni cannot ask this agent, so that pods in whose way it is do not start"
+            ),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BIND_PAUSE_MAX);
+    }
+}
+
 /// Serves until it is dropped.
-pub async fn serve(listener: UnixListener, senders: Senders) -> Infallible {
+async fn serve(listener: UnixListener, senders: Senders) -> Infallible {
     let mut connections = FuturesUnordered::new();
     loop {
         tokio::select! {

@@ -2,18 +2,18 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::Ebpf;
-use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType};
 use aya::util::KernelVersion;
 
 use super::filters::{self, Place};
 use super::pins::PinDir;
 use super::qdisc::{TC_H_EGRESS, TC_H_INGRESS};
-use super::{EXIT_LINK, EXIT_RAW, FROM_POD, TO_POD, program_mut};
+use super::{EXIT_LINK, EXIT_RAW, FROM_POD, TO_POD, program_mut, tcx};
 
 /// How programs are attached (`--attach`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(super) fn attach(
     let mut result = Ok(());
     for (name, place) in PLACES.into_iter().rev() {
         let pin = pins.link(ifindex, name);
-        let attached = attach_one(program_mut(ebpf, name)?, (pins, &pin), mode, (ifindex, interface), (name, place));
+        let attached = attach_one(program_mut(ebpf, name)?, (pins, &pin), mode, ifindex, (name, place));
         if let Err(error) = attached.with_context(|| format!("attaching {name} to {interface}")) {
             result = match result {
                 Ok(()) => Err(error),
@@ -75,12 +75,12 @@ pub(super) fn attach_one(
     program: &mut SchedClassifier,
     (pins, pin): (&PinDir, &Path),
     mode: AttachMode,
-    (ifindex, interface): (u32, &str),
+    ifindex: u32,
     place: (&str, TcAttachType),
 ) -> anyhow::Result<()> {
     match mode {
-        AttachMode::Tcx | AttachMode::Auto => attach_tcx(program, pin, interface, place.1),
-        AttachMode::Clsact => attach_clsact(program, pins, ifindex, interface, place),
+        AttachMode::Tcx | AttachMode::Auto => tcx::attach((program.fd()?.as_fd(), place.0), pin, ifindex, place.1),
+        AttachMode::Clsact => attach_clsact(program, pins, ifindex, place),
     }
 }
 
@@ -93,10 +93,10 @@ pub enum Standing {
     Missing,
 }
 
-pub(super) fn standing(ebpf: &mut Ebpf, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<Standing> {
+pub(super) fn standing(ebpf: &mut Ebpf, mode: AttachMode, ifindex: u32) -> anyhow::Result<Standing> {
     let mut standing = Standing::First;
     for place in PLACES {
-        match standing_of(ebpf, mode, (ifindex, interface), place)? {
+        match standing_of(ebpf, mode, ifindex, place)? {
             Standing::First => {}
             Standing::Missing => return Ok(Standing::Missing),
             behind @ Standing::Behind(_) => standing = behind,
@@ -108,13 +108,13 @@ pub(super) fn standing(ebpf: &mut Ebpf, mode: AttachMode, ifindex: u32, interfac
 pub(super) fn standing_of(
     ebpf: &mut Ebpf,
     mode: AttachMode,
-    (ifindex, interface): (u32, &str),
+    ifindex: u32,
     (name, place): (&str, TcAttachType),
 ) -> anyhow::Result<Standing> {
     let ours = program_mut(ebpf, name)?.info()?.id();
     let all: Vec<(Option<u32>, String)> = match mode {
         AttachMode::Tcx | AttachMode::Auto => {
-            let programs = SchedClassifier::query_tcx(interface, place)?.1;
+            let programs = SchedClassifier::query_tcx(&name_of(ifindex)?, place)?.1;
             programs.iter().map(|it| (Some(it.id()), it.name_as_str().unwrap_or_default().to_owned())).collect()
         }
         AttachMode::Clsact => {
@@ -129,44 +129,21 @@ pub(super) fn standing_of(
     })
 }
 
-fn attach_tcx(program: &mut SchedClassifier, pin: &Path, interface: &str, place: TcAttachType) -> anyhow::Result<()> {
-    match PinnedLink::from_pin(pin) {
-        Ok(old) => {
-            let link: SchedClassifierLink = FdLink::from(old).try_into()?;
-            match program.attach_to_link(link) {
-                Ok(id) => {
-                    // The pin holds the link; our descriptor may go.
-                    drop(program.take_link(id)?);
-                    return Ok(());
-                }
-                // The interface has gone, and its index has come again (ENOLINK: the link is severed).
-                Err(error) => tracing::debug!(%error, interface, "link of an earlier interface"),
-            }
-            fs::remove_file(pin).with_context(|| format!("removing {}", pin.display()))?;
-        }
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("opening {}", pin.display())),
-    }
-    let id = program.attach_with_options(interface, place, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
-    let link: FdLink = program.take_link(id)?.try_into()?;
-    link.pin(pin).with_context(|| format!("pinning {}", pin.display()))?;
-    Ok(())
-}
-
+/// Requests for clsact take a name. It is looked up just before, and seen after whether the interface has got the program.
 fn attach_clsact(
     program: &mut SchedClassifier,
     pins: &PinDir,
     ifindex: u32,
-    interface: &str,
     (name, place): (&str, TcAttachType),
 ) -> anyhow::Result<()> {
+    let interface = name_of(ifindex)?;
     // Fails where there is one already, of whomever.
-    if tc::qdisc_add_clsact(interface).is_ok() {
+    if tc::qdisc_add_clsact(&interface).is_ok() {
         pins.own_qdisc(ifindex)?;
     }
     let id = match filters::place(&filters::list(ifindex, parent(place))?, name) {
         Place::Replace { priority, handle } => {
-            program.attach_to_link(SchedClassifierLink::attached(interface, place, priority, handle.into(), None)?)?
+            program.attach_to_link(SchedClassifierLink::attached(&interface, place, priority, handle.into(), None)?)?
         }
         Place::New { priority, handle } => {
             if priority != 1 {
@@ -176,12 +153,24 @@ fn attach_clsact(
                 );
             }
             let options = NlOptions { priority, handle: handle.into(), ..NlOptions::default() };
-            program.attach_with_options(interface, place, TcAttachOptions::Netlink(options))?
+            program.attach_with_options(&interface, place, TcAttachOptions::Netlink(options))?
         }
     };
     // A filter stays when the agent ends; a link that is dropped would take it away.
-    std::mem::forget(program.take_link(id)?);
+    let link = program.take_link(id)?;
+    let ours = program.info()?.id();
+    if !filters::list(ifindex, parent(place))?.iter().any(|filter| filter.program == Some(ours)) {
+        drop(link);
+        bail!("interface {ifindex} is not {interface} any longer");
+    }
+    std::mem::forget(link);
     Ok(())
+}
+
+/// The name that the interface has now.
+fn name_of(ifindex: u32) -> anyhow::Result<String> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
+    rustix::net::netdevice::index_to_name(&socket, ifindex).with_context(|| format!("interface {ifindex}"))
 }
 
 /// The number of a direction of the clsact qdisc.
@@ -192,9 +181,9 @@ const fn parent(place: TcAttachType) -> u32 {
     }
 }
 
-pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<()> {
+pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32) -> anyhow::Result<()> {
     for (name, place) in PLACES {
-        detach_one(&pins.link(ifindex, name), mode, interface, (name, place))?;
+        detach_one(&pins.link(ifindex, name), mode, ifindex, (name, place))?;
     }
     if mode == AttachMode::Clsact {
         pins.forget_qdisc(ifindex);
@@ -205,7 +194,7 @@ pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32, interface: &
 pub(super) fn detach_one(
     pin: &Path,
     mode: AttachMode,
-    interface: &str,
+    ifindex: u32,
     place: (&str, TcAttachType),
 ) -> anyhow::Result<()> {
     match mode {
@@ -216,7 +205,10 @@ pub(super) fn detach_one(
             _ => Ok(()),
         },
         AttachMode::Clsact => {
-            take_off(interface, place);
+            // With the interface its filters have gone; its name may be another's by now.
+            if let Ok(interface) = name_of(ifindex) {
+                take_off(&interface, place);
+            }
             Ok(())
         }
     }

@@ -37,7 +37,7 @@ pub(super) fn attach(
     let name = program_of(has_link_header);
     let pin = pins.exit(ifindex, name);
     let place = (name, TcAttachType::Egress);
-    attach_one(program_mut(ebpf, name)?, (pins, &pin), mode, (ifindex, interface), place)
+    attach_one(program_mut(ebpf, name)?, (pins, &pin), mode, ifindex, place)
         .with_context(|| format!("attaching {name} to {interface}"))
 }
 
@@ -45,15 +45,14 @@ pub(super) fn standing(
     ebpf: &mut Ebpf,
     mode: AttachMode,
     ifindex: u32,
-    interface: &str,
     has_link_header: bool,
 ) -> anyhow::Result<Standing> {
-    standing_of(ebpf, mode, (ifindex, interface), (program_of(has_link_header), TcAttachType::Egress))
+    standing_of(ebpf, mode, ifindex, (program_of(has_link_header), TcAttachType::Egress))
 }
 
-pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32, interface: &str) -> anyhow::Result<()> {
+pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32) -> anyhow::Result<()> {
     for name in [EXIT_LINK, EXIT_RAW] {
-        detach_one(&pins.exit(ifindex, name), mode, interface, (name, TcAttachType::Egress))?;
+        detach_one(&pins.exit(ifindex, name), mode, ifindex, (name, TcAttachType::Egress))?;
     }
     if mode == AttachMode::Clsact {
         pins.forget_qdisc(ifindex);

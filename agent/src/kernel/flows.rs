@@ -44,6 +44,11 @@ fn now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// [`Config::pressure_until`](palisade_common::layout::Config::pressure_until) where flows were lost just now.
+pub(super) fn pressure_from_now() -> u64 {
+    now() + PRESSURE_NS
+}
+
 impl FlowWatch {
     /// Goes on where an earlier agent's watch ended.
     pub fn new(pin_dir: &Path, kernel: &Kernel) -> Self {
@@ -65,7 +70,7 @@ impl FlowWatch {
     pub fn look(&mut self, maps: &Maps) -> anyhow::Result<()> {
         let inserts = maps.flow_stats()?.inserts;
         if inserts > self.inserts_safe {
-            self.pressure_until = now() + PRESSURE_NS;
+            self.pressure_until = pressure_from_now();
         }
         if let Some(counting) = &self.counting {
             match counting.try_recv() {

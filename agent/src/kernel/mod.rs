@@ -10,20 +10,22 @@ mod config_cell;
 mod exits;
 mod filters;
 mod flows;
+mod found;
 mod link;
 mod maps;
+mod pinned;
 mod pins;
 mod qdisc;
 mod routing_rules;
 mod sizes;
 mod stamp_mask;
 mod syscall;
+mod tcx;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use aya::maps::MapInfo;
 use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use palisade_common::layout::{Config, EndpointRecord};
@@ -35,6 +37,7 @@ pub use pins::{PinDir, abandoned, is_in_use, maps_folder, remove_all as remove_p
 pub use sizes::{OtherSize, Sizes};
 pub use stamp_mask::StampMask;
 
+use self::found::FoundMaps;
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
 
@@ -109,11 +112,12 @@ impl Kernel {
         if EBPF_OBJECT.is_empty() {
             bail!("this palisade was built without its kernel programs; build it with `cargo xtask build`");
         }
-        let held = held(&pins, sizes)?;
+        let FoundMaps { held, forgetful } = found::maps(&pins, sizes)?;
         let mut ebpf = load(&pins, sizes, &held, settings)?;
         let mut maps = Maps::take(&mut ebpf)?;
         let installed = adopt::installed(&mut maps)?;
         let (inserts_safe, pressure_until) = maps.config.pressure();
+        let pressure_until = if forgetful { flows::pressure_from_now() } else { pressure_until };
         let config = Config {
             epoch: installed.epoch(),
             keep_existing: u32::from(settings.keep_existing),
@@ -238,13 +242,13 @@ impl Kernel {
     }
 
     /// Whether both programs are still on the interface, and first: somebody may have taken them off, or put others in front.
-    pub fn standing(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<Standing> {
-        attach::standing(&mut self.ebpf, self.mode, ifindex, interface)
+    pub fn standing(&mut self, ifindex: u32) -> anyhow::Result<Standing> {
+        attach::standing(&mut self.ebpf, self.mode, ifindex)
     }
 
     /// Takes both programs off the interface (which may be gone already).
-    pub fn detach(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
-        attach::detach(&self.pins, self.mode, ifindex, interface)
+    pub fn detach(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        attach::detach(&self.pins, self.mode, ifindex)
     }
 
     /// Interfaces that an agent has put programs on, whatever has become of them.
@@ -257,12 +261,12 @@ impl Kernel {
         exits::attach(&mut self.ebpf, (&self.pins, self.mode), ifindex, interface, has_link_header)
     }
 
-    pub fn exit_standing(&mut self, ifindex: u32, interface: &str, has_link_header: bool) -> anyhow::Result<Standing> {
-        exits::standing(&mut self.ebpf, self.mode, ifindex, interface, has_link_header)
+    pub fn exit_standing(&mut self, ifindex: u32, has_link_header: bool) -> anyhow::Result<Standing> {
+        exits::standing(&mut self.ebpf, self.mode, ifindex, has_link_header)
     }
 
-    pub fn detach_exit(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
-        exits::detach(&self.pins, self.mode, ifindex, interface)
+    pub fn detach_exit(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        exits::detach(&self.pins, self.mode, ifindex)
     }
 
     /// Devices that an agent has put programs on, whatever has become of them.
@@ -323,22 +327,6 @@ fn load(pins: &PinDir, sizes: Sizes, held: &BTreeMap<&str, u32>, settings: Setti
         threads.into_iter().try_for_each(|thread| thread.join().expect("loading does not panic"))
     })?;
     Ok(ebpf)
-}
-
-/// How many entries the maps hold whose size is a flag: a pinned one as many as it was made for.
-fn held(pins: &PinDir, sizes: Sizes) -> anyhow::Result<BTreeMap<&'static str, u32>> {
-    let mut held = BTreeMap::new();
-    for (name, wanted) in sizes::pinned(sizes) {
-        let pin = pins.map(name);
-        let Some(wanted) = wanted else { continue };
-        let size = if pin.exists() {
-            MapInfo::from_pin(&pin).with_context(|| format!("opening {}", pin.display()))?.max_entries()
-        } else {
-            wanted
-        };
-        held.insert(name, size);
-    }
-    Ok(held)
 }
 
 fn load_program(name: &str, program: &mut Program) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use palisade_common::layout::LAYOUT_VERSION;
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
 use super::{link, qdisc};
@@ -35,6 +35,7 @@ impl PinDir {
     /// When another agent holds the lock, or the folder cannot be made.
     pub fn open(root: &Path) -> anyhow::Result<Self> {
         mount_if_needed(root)?;
+        refuse_read_only(root)?;
         let current = root.join(version_name());
         for folder in ["maps", "links", EXITS, QDISCS].map(|folder| current.join(folder)) {
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -191,7 +192,7 @@ pub fn remove_all(folder: &Abandoned) -> anyhow::Result<()> {
         for folder in ["links", EXITS] {
             remove_folder(&version.join(folder), |pin| {
                 link::detach(pin).with_context(|| format!("detaching {}", pin.display()))?;
-                Ok(fs::remove_file(pin)?)
+                remove_pin(pin)
             })?;
         }
         remove_folder(&version.join(QDISCS), |folder| {
@@ -200,7 +201,7 @@ pub fn remove_all(folder: &Abandoned) -> anyhow::Result<()> {
             }
             Ok(fs::remove_dir(folder)?)
         })?;
-        remove_folder(&version.join("maps"), |pin| Ok(fs::remove_file(pin)?))?;
+        remove_folder(&version.join("maps"), remove_pin)?;
         fs::remove_dir(&version).with_context(|| format!("removing {}", version.display()))?;
     }
     match fs::remove_dir(root) {
@@ -214,6 +215,11 @@ pub fn remove_all(folder: &Abandoned) -> anyhow::Result<()> {
 fn is_version(folder: &Path) -> bool {
     let number = folder.file_name().and_then(|name| name.to_str()?.strip_prefix('v'));
     number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// A pin, or an empty folder that somebody put in its place.
+fn remove_pin(pin: &Path) -> anyhow::Result<()> {
+    Ok(if fs::symlink_metadata(pin)?.is_dir() { fs::remove_dir(pin) } else { fs::remove_file(pin) }?)
 }
 
 fn remove_folder(folder: &Path, remove: impl Fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
@@ -230,6 +236,19 @@ fn is_bpffs(path: &Path) -> anyhow::Result<bool> {
     let existing = path.ancestors().find(|path| path.exists()).context("not even / exists")?;
     let stat = rustix::fs::statfs(existing).with_context(|| format!("looking at {}", existing.display()))?;
     Ok(stat.f_type as i64 == BPF_FS_MAGIC)
+}
+
+fn refuse_read_only(root: &Path) -> anyhow::Result<()> {
+    let existing = root.ancestors().find(|path| path.exists()).context("not even / exists")?;
+    let stat = rustix::fs::statvfs(existing).with_context(|| format!("looking at {}", existing.display()))?;
+    if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        bail!(
+            "the bpffs of {} is mounted read-only, so that maps and links can neither be opened nor pinned; what an earlier agent attached \
+             goes on as it is. Mount it again with `mount -o remount,rw`",
+            root.display()
+        );
+    }
+    Ok(())
 }
 
 fn mount_if_needed(root: &Path) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ mod frames;
 mod life;
 mod neighbours;
 mod pause;
+mod pins;
 mod scene;
 mod table;
 mod troubles;

@@ -87,6 +87,30 @@ impl Scene {
         rows.find(|row| row["interface"] == pod.host_interface.as_str()).cloned().unwrap_or_default()
     }
 
+    /// Takes a pod's veth away and gives it another, under the same addresses.
+    pub fn replug(&self, pod: &Pod, host_interface: &str, index: Option<u32>) {
+        self.node.netns.ip(&[format!("link del {}", pod.host_interface)]).expect("it is there");
+        self.plug(pod, host_interface, index);
+    }
+
+    /// Gives a pod that has none a veth.
+    pub fn plug(&self, pod: &Pod, host_interface: &str, index: Option<u32>) {
+        let index = index.map_or(String::new(), |index| format!("index {index} "));
+        let (mac, netns) = (pod.mac.map(|byte| format!("{byte:02x}")).join(":"), pod.netns.name());
+        let of_node = [
+            format!("link add {host_interface} {index}type veth peer name eth0 address {mac} netns {netns}"),
+            format!("link set {host_interface} master cni0 up"),
+        ];
+        let of_pod = [
+            "link set eth0 up".into(),
+            format!("addr add {}/24 dev eth0", pod.ipv4()),
+            format!("addr add {}/64 dev eth0 nodad", pod.ipv6()),
+            format!("route add default via 10.244.{}.1", self.node.number),
+            format!("route add default via fd00:244:{}::1", self.node.number),
+        ];
+        self.node.netns.ip(&of_node).and_then(|()| pod.netns.ip(&of_pod)).expect("a veth");
+    }
+
     /// Asks until the answer is this one.
     pub fn expect_tcp(&self, from: &Pod, to: &Pod, port: u16, reached: bool, when: &str) {
         for address in &to.addresses {

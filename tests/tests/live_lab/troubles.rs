@@ -12,7 +12,7 @@ use crate::scene::{PATIENCE, Scene, eventually};
 /// How long programs that somebody took off may be missing, and as long again.
 const VERIFIED: std::time::Duration = std::time::Duration::from_secs(20);
 
-const DENY_B: &str = "{podSelector: {matchLabels: {app: b}}}";
+pub const DENY_B: &str = "{podSelector: {matchLabels: {app: b}}}";
 
 /// Rows of the tables: one for each of these peers.
 fn from_each(ports: std::ops::Range<u16>) -> String {
@@ -24,26 +24,26 @@ fn from_each(ports: std::ops::Range<u16>) -> String {
     format!("{{podSelector: {{matchLabels: {{app: b}}}}, ingress: [{}]}}", rules.join(", "))
 }
 
-fn readiness(agent: &Agent) -> (u16, String) {
+pub fn readiness(agent: &Agent) -> (u16, String) {
     agent.http("/readyz").expect("the agent answers")
 }
 
 /// A value of /metrics.
-fn metric(agent: &Agent, name: &str) -> Option<f64> {
+pub fn metric(agent: &Agent, name: &str) -> Option<f64> {
     let (_, page) = agent.http("/metrics").expect("the agent answers");
     page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-fn bpftool(scene: &Scene, arguments: &[&str]) {
+pub fn bpftool(scene: &Scene, arguments: &[&str]) {
     let said = scene.node.netns.command("bpftool").args(arguments).output().expect("bpftool runs");
     assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
 }
 
-fn pin(scene: &Scene, folder: &str, name: &str) -> String {
+pub fn pin(scene: &Scene, folder: &str, name: &str) -> String {
     maps_folder(&scene.node.pin_dir).with_file_name(folder).join(name).display().to_string()
 }
 
-fn ifindex(scene: &Scene, pod: &Pod) -> u64 {
+pub fn ifindex(scene: &Scene, pod: &Pod) -> u64 {
     scene.endpoint(pod)["ifindex"].as_u64().expect("it is an endpoint")
 }
 
