@@ -351,6 +351,31 @@ pub enum NodeChange {
     Devices(Vec<Device>),
     /// The node's own addresses, all of them.
     Addresses(BTreeSet<IpAddr>),
+    /// Events were lost, and what they would have told was asked for instead: it is in the same batch.
+    Resynced(EventSource),
+}
+
+/// Where events of the node come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EventSource {
+    /// rtnetlink, of the node's own namespace.
+    Links,
+    /// rtnetlink, of the pods' namespaces.
+    PodSides,
+    /// inotify on the CNI results.
+    Results,
+}
+
+impl EventSource {
+    pub const ALL: [Self; 3] = [Self::Links, Self::PodSides, Self::Results];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Links => "links",
+            Self::PodSides => "pod-sides",
+            Self::Results => "results",
+        }
+    }
 }
 
 /// A device by which pods' packets may leave the node, which therefore needs a program where they do.

@@ -146,6 +146,7 @@ impl Lab {
                 NodeChange::Addresses(addresses) => {
                     self.addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
                 }
+                NodeChange::Resynced(_) => {}
             }
         }
     }

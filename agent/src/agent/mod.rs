@@ -159,12 +159,21 @@ impl Agent {
     pub fn take_node(&mut self, changes: Vec<NodeChange>) {
         // The first batch is all that is there.
         self.node_known = true;
+        let mut resynced = false;
         for change in changes {
             match change {
                 NodeChange::Veth(change) => self.take_veth(change),
                 NodeChange::Devices(devices) => self.take_devices(devices),
                 NodeChange::Addresses(addresses) => self.index.apply_addresses(addresses),
+                NodeChange::Resynced(source) => {
+                    self.signals.metrics.resynced(source);
+                    resynced = true;
+                }
             }
+        }
+        if resynced {
+            // An interface that is there may be another than the one that had programs under its index.
+            self.verify_attached();
         }
         self.after_attaching();
     }
@@ -340,6 +349,7 @@ impl Agent {
                 }
             }
             Err(error) => {
+                self.compiler.hold();
                 let retry = Retry::after(self.stuck.take().map(|stuck| stuck.retry), Instant::now());
                 let error = format!("{error:#}");
                 self.signals.metrics.apply_failed();
@@ -351,6 +361,7 @@ impl Agent {
                 self.stuck = Some(Stuck { retry, error });
             }
         }
+        self.signals.metrics.set_failed_writes(self.kernel.failed_writes());
         self.attach_all();
         if first || self.synced {
             self.attach_exits();

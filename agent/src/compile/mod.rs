@@ -166,6 +166,11 @@ impl Compiler {
         Compiled { delta: self.desired.take_delta(), faults: self.faults(index) }
     }
 
+    /// The last update's change could not be written: what was in force is so still, and what that uses must not be given to others.
+    pub fn hold(&mut self) {
+        self.stamps.hold();
+    }
+
     /// Who is selected by what. Returns the endpoints whose record may be another.
     fn update_subjects(&mut self, index: &Index, dirty: &Dirty) -> BTreeSet<u32> {
         let Self { endpoints: subjects, policies, numbers, .. } = self;

@@ -12,6 +12,8 @@ pub(super) struct Stamps {
     reserved: BTreeMap<u32, u32>,
     /// Given back in this update: while the change is being written two endpoints would have it.
     resting: BTreeSet<u32>,
+    /// The last update's change is not in force: whoever gave one back has it still.
+    held: bool,
     /// Interfaces for which none was left.
     wanting: BTreeSet<u32>,
     last: u32,
@@ -29,11 +31,16 @@ impl Stamps {
 
     /// A new update begins. Returns the interfaces that wanted a stamp and may get one now.
     pub(super) fn begin(&mut self) -> BTreeSet<u32> {
-        if self.resting.is_empty() {
+        if std::mem::take(&mut self.held) || self.resting.is_empty() {
             return BTreeSet::new();
         }
         self.resting.clear();
         self.wanting.clone()
+    }
+
+    /// The change could not be written: what was given back rests for another update.
+    pub(super) fn hold(&mut self) {
+        self.held = true;
     }
 
     /// The stamp that the endpoint keeps while it wants one: that of its earlier record, or the next that is free. They are given out in
@@ -99,6 +106,19 @@ mod tests {
         assert_eq!(stamps.begin(), BTreeSet::from([11]));
         assert_eq!((stamps.give(11, 1), stamps.wanting().len()), (Some(1), 0));
         assert_eq!(stamps.begin(), BTreeSet::new());
+    }
+
+    /// Where a change fails, the endpoint in force has the stamp still.
+    #[test]
+    fn one_that_is_given_back_rests_until_that_holds() {
+        let mut stamps = Stamps::default();
+        stamps.give(10, 1);
+        stamps.give_back(10);
+        for _ in 0..3 {
+            stamps.hold();
+            assert_eq!((stamps.begin(), stamps.give(11, 1)), (BTreeSet::new(), None));
+        }
+        assert_eq!((stamps.begin(), stamps.give(11, 1)), (BTreeSet::from([11]), Some(1)));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod sizes;
 mod stamp_mask;
 mod syscall;
 mod tcx;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,6 +39,7 @@ pub use sizes::{OtherSize, Sizes};
 pub use stamp_mask::StampMask;
 
 use self::found::FoundMaps;
+use self::trouble::Trouble;
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
 
@@ -91,6 +93,9 @@ pub struct Kernel {
     installed: Installed,
     /// Writes that failed when a change was taken back or cleaned up after, in their order.
     unfinished: Vec<Write>,
+    /// The programs have been told something else about exits, and flows were not yet judged anew.
+    rejudge: bool,
+    trouble: Trouble,
     mode: AttachMode,
     stamp_mask: StampMask,
 }
@@ -142,6 +147,8 @@ impl Kernel {
             other_sizes,
             installed,
             unfinished: Vec::new(),
+            rejudge: false,
+            trouble: Trouble::default(),
             mode,
             stamp_mask: settings.stamp_mask,
         })
@@ -201,7 +208,7 @@ impl Kernel {
         }
         let commit = plan.commit_len();
         for (done, write) in plan.writes[..commit].iter().enumerate() {
-            if let Err(error) = self.maps.write(write) {
+            if let Err(error) = self.trouble.write(&mut self.maps, write) {
                 self.carry_out(plan.undo(done));
                 return Err(error).with_context(|| format!("write {} of {}", done + 1, plan.writes.len()));
             }
@@ -214,7 +221,7 @@ impl Kernel {
     /// Takes a change back or cleans up after one. What fails is tried again before the next change.
     fn carry_out(&mut self, writes: Vec<Write>) {
         for write in writes {
-            if let Err(error) = self.maps.write(&write) {
+            if let Err(error) = self.trouble.write(&mut self.maps, &write) {
                 tracing::warn!(%error, "a change is not quite finished; tried again before the next one");
                 self.unfinished.push(write);
             }
@@ -225,7 +232,7 @@ impl Kernel {
     /// no change may begin before all of them are gone.
     fn finish(&mut self) -> anyhow::Result<()> {
         while let Some(write) = self.unfinished.first() {
-            self.maps.write(write).context("finishing an earlier change")?;
+            self.trouble.write(&mut self.maps, write).context("finishing an earlier change")?;
             self.unfinished.remove(0);
         }
         Ok(())
@@ -281,12 +288,28 @@ impl Kernel {
 
     /// Whether Service traffic can be judged wherever it may end up. A change is told to the programs at once, and every flow is judged anew.
     pub fn set_exits_missing(&mut self, missing: bool) -> anyhow::Result<()> {
-        if self.maps.config.exits_missing() == missing {
-            return Ok(());
+        if self.maps.config.exits_missing() != missing {
+            self.maps.config.store_exits_missing(missing);
+            self.rejudge = true;
         }
-        self.maps.config.store_exits_missing(missing);
-        let write = self.installed.raise_epoch();
-        self.maps.write(&write)
+        if self.rejudge {
+            self.finish()?;
+            let write = self.installed.raise_epoch();
+            self.maps.write(&write)?;
+            self.rejudge = false;
+        }
+        Ok(())
+    }
+
+    /// Writes that the kernel did not take, since this agent's start.
+    pub fn failed_writes(&self) -> u64 {
+        self.trouble.failed()
+    }
+
+    /// For tests: of the writes from now on, those of these numbers fail with these errors.
+    #[doc(hidden)]
+    pub fn fail_writes(&mut self, failures: impl IntoIterator<Item = (usize, i32)>) {
+        self.trouble.plan(failures);
     }
 
     /// Routing rules of the node that use bits of the stamp's mask.

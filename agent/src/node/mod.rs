@@ -19,7 +19,7 @@ use self::inventory::{Event, Inventory, Link, PodSide};
 use self::netlink::{AddressFamily, Body};
 use self::results::{Folder, Turn};
 use self::socket::{Received, Socket};
-use crate::facts::{Device, NodeChange};
+use crate::facts::{Device, EventSource, NodeChange};
 
 pub mod cni;
 pub mod inventory;
@@ -94,6 +94,8 @@ struct Watch {
     tellings: mpsc::Receiver<Telling>,
     told_devices: Option<Vec<Device>>,
     told_addresses: Option<BTreeSet<IpAddr>>,
+    /// Whose events were lost since the last batch.
+    lost: BTreeSet<EventSource>,
     /// Said once that the pods' namespaces may not be asked.
     refusal_told: bool,
 }
@@ -121,6 +123,7 @@ impl Watch {
             tellings,
             told_devices: None,
             told_addresses: None,
+            lost: BTreeSet::new(),
             refusal_told: false,
         })
     }
@@ -128,6 +131,7 @@ impl Watch {
     /// What is different from what was told before. Pods' interfaces first, as they are then no longer among the devices.
     fn changes(&mut self) -> Vec<NodeChange> {
         let mut changes: Vec<_> = self.inventory.changes().into_iter().map(NodeChange::Veth).collect();
+        changes.extend(std::mem::take(&mut self.lost).into_iter().map(NodeChange::Resynced));
         let (devices, addresses) = (self.inventory.devices(), self.inventory.own_addresses());
         if self.told_devices.as_ref() != Some(&devices) {
             self.told_devices = Some(devices.clone());
@@ -205,6 +209,7 @@ impl Watch {
             };
             if lost {
                 tracing::warn!("link events were lost: listing all links anew");
+                self.lost.insert(EventSource::Links);
                 self.list_links().await?;
                 return self.list_addresses().await;
             }
@@ -233,12 +238,12 @@ impl Watch {
                             | Body::AddressGone { index } => {
                                 self.inventory.apply(Event::PodSideChanged { netns_id, index });
                             }
-                            Body::Overrun => self.inventory.apply(Event::PodSidesMissed),
+                            Body::Overrun => self.miss_pod_sides(),
                             Body::End(_) | Body::Other => {}
                         }
                     }
                 }
-                Err(error) if is_loss(&error) => self.inventory.apply(Event::PodSidesMissed),
+                Err(error) if is_loss(&error) => self.miss_pod_sides(),
                 Err(error) => return Err(error).context("cannot receive events of pods' namespaces"),
             }
             taken += 1;
@@ -250,9 +255,19 @@ impl Watch {
         Ok(())
     }
 
+    fn miss_pod_sides(&mut self) {
+        self.lost.insert(EventSource::PodSides);
+        self.inventory.apply(Event::PodSidesMissed);
+    }
+
     fn take_results(&mut self, turn: Turn) -> anyhow::Result<()> {
         match turn {
             Turn::File(path) => self.inventory.apply(results::read(&path)),
+            Turn::Lost => {
+                tracing::warn!("events of CNI results were lost: reading all of them anew");
+                self.lost.insert(EventSource::Results);
+                self.results.read_all()?.into_iter().for_each(|event| self.inventory.apply(event));
+            }
             Turn::Everything => self.results.read_all()?.into_iter().for_each(|event| self.inventory.apply(event)),
         }
         Ok(())

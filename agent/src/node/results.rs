@@ -34,8 +34,10 @@ enum Watched {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Turn {
     File(PathBuf),
-    /// All of it: it has appeared, or events were lost.
+    /// All of it: it has appeared.
     Everything,
+    /// All of it: events were lost.
+    Lost,
 }
 
 impl Folder {
@@ -59,7 +61,7 @@ impl Folder {
 
     fn sort(&mut self, event: EventOwned) -> anyhow::Result<Option<Turn>> {
         if event.mask.contains(EventMask::Q_OVERFLOW) {
-            return Ok(Some(Turn::Everything));
+            return Ok(Some(Turn::Lost));
         }
         match &self.watched {
             Watched::Folder(descriptor) if event.wd == *descriptor => match event.name {

@@ -101,7 +101,7 @@ mod tests {
 
     use super::super::metrics::{EndpointState, MapUse, Snapshot};
     use super::*;
-    use crate::facts::Kind;
+    use crate::facts::{EventSource, Kind};
 
     /// Status, headers and body of one request over a real connection.
     async fn ask(address: SocketAddr, request: &str) -> (u16, String, String) {
@@ -181,6 +181,9 @@ mod tests {
         metrics.applied(9, Duration::from_millis(3));
         metrics.apply_failed();
         metrics.set_paused(true, 2);
+        metrics.set_failed_writes(4);
+        metrics.set_failed_writes(6);
+        metrics.resynced(EventSource::Results);
         let (_ready, readiness) = watch::channel(Readiness::Ready);
         with_server(metrics, readiness, |address| async move {
             let (status, head, body) = ask(address, "GET /metrics").await;
@@ -190,6 +193,9 @@ mod tests {
             for expected in [
                 r#"palisade_packets_total{reason="no-rule"} 7"#,
                 r#"palisade_packets_total{reason="allowed"} 0"#,
+                "palisade_failed_writes_total 6",
+                r#"palisade_resyncs_total{source="results"} 1"#,
+                r#"palisade_resyncs_total{source="links"} 0"#,
                 r#"palisade_faults{kind="NetworkPolicy"} 2"#,
                 r#"palisade_faults{kind="Pod"} 0"#,
                 r#"palisade_endpoints{state="closed"} 6"#,
@@ -217,7 +223,7 @@ mod tests {
             }
             let types = lines.iter().filter(|line| line.starts_with("# TYPE")).count();
             assert_eq!(types, lines.iter().filter(|line| line.starts_with("# HELP")).count());
-            assert_eq!(types, 17);
+            assert_eq!(types, 19);
         })
         .await;
     }

@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::facts::Kind;
+use crate::facts::{EventSource, Kind};
 
 /// The Content-Type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -83,6 +83,8 @@ pub struct Metrics {
     apply_failures: Counter,
     paused_node: Gauge,
     paused_endpoints: Gauge,
+    failed_writes: Counter,
+    resyncs: Family<Label, Counter>,
 }
 
 impl Metrics {
@@ -99,12 +101,17 @@ impl Metrics {
             apply_failures: Counter::default(),
             paused_node: Gauge::default(),
             paused_endpoints: Gauge::default(),
+            failed_writes: Counter::default(),
+            resyncs: Family::default(),
         };
         // They are there from the start, so that a rate can be taken over the first change too.
         metrics.set_faults(&BTreeMap::new());
         metrics.set_endpoints(&BTreeMap::new());
         for kind in Kind::ALL {
             drop(metrics.updates.get_or_create(&[("kind", kind.name())]));
+        }
+        for source in EventSource::ALL {
+            drop(metrics.resyncs.get_or_create(&[("source", source.name())]));
         }
         metrics.registered(snapshot)
     }
@@ -160,6 +167,18 @@ impl Metrics {
              still is, new policies are not; the log says which map, compare palisade_map_entries with its maximum",
             self.apply_failures.clone(),
         );
+        registry.register(
+            "failed_writes",
+            "Single writes that the kernel's tables did not take, those that undo a change or clean up after one included; all are \
+             tried again. Rising: the node is short of memory, or a map is full; the log says which",
+            self.failed_writes.clone(),
+        );
+        registry.register(
+            "resyncs",
+            "Times that events were lost, of the node's links, of the pods' sides of them or of CNI results, and all was listed anew. \
+             Rising: the node is short of CPU; new pods may have waited for their policies",
+            self.resyncs.clone(),
+        );
         let failures = Counter::default();
         registry.register(
             "snapshot_failures",
@@ -196,6 +215,15 @@ impl Metrics {
     pub fn set_paused(&self, node: bool, endpoints: usize) {
         self.paused_node.set(node.into());
         self.paused_endpoints.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
+    }
+
+    /// How many writes have failed since the agent's start.
+    pub fn set_failed_writes(&self, total: u64) {
+        self.failed_writes.inc_by(total.saturating_sub(self.failed_writes.get()));
+    }
+
+    pub fn resynced(&self, source: EventSource) {
+        self.resyncs.get_or_create(&[("source", source.name())]).inc();
     }
 
     pub fn apply_failed(&self) {

@@ -64,6 +64,8 @@ pub struct Installed {
     free: Vec<u32>,
     /// How many keys of SERVICES have each port.
     service_ports: BTreeMap<u16, u32>,
+    /// Whose each stamp is, or was last.
+    stamps: BTreeMap<u32, u32>,
 }
 
 impl Plan {
@@ -106,7 +108,9 @@ impl Installed {
         for key in tables.services.keys() {
             *service_ports.entry(key.port).or_default() += 1;
         }
-        Self { tables, epoch, records, free, service_ports }
+        let stamps = tables.endpoints.iter().map(|(ifindex, record)| (record.stamp, *ifindex));
+        let stamps = stamps.filter(|(stamp, _)| *stamp != 0).collect();
+        Self { tables, epoch, records, free, service_ports, stamps }
     }
 
     pub fn tables(&self) -> &Tables {
@@ -192,6 +196,9 @@ impl Installed {
                 None => self.service_ports.remove(&port),
             };
         }
+        let records =
+            plan.delta.endpoints.iter().filter_map(|(ifindex, record)| Some((record.as_ref()?.stamp, *ifindex)));
+        self.stamps.extend(records.filter(|(stamp, _)| *stamp != 0));
         self.tables.apply(&plan.delta);
     }
 
@@ -220,7 +227,9 @@ impl Installed {
                     let index = *free.next().ok_or(RecordsExhausted)?;
                     plan.push(Write::Record(index, *record), None);
                     if record.stamp != 0 {
-                        plan.push(Write::Stamp(record.stamp, *ifindex), None);
+                        // 0 is nobody's index.
+                        let was = self.stamps.get(&record.stamp).copied().unwrap_or_default();
+                        plan.push(Write::Stamp(record.stamp, *ifindex), Some(Write::Stamp(record.stamp, was)));
                     }
                     Some(index)
                 }

@@ -74,6 +74,11 @@ impl Pipeline {
         self.update().delta
     }
 
+    /// The change that was compiled last could not be written.
+    pub fn hold(&mut self) {
+        self.compiler.hold();
+    }
+
     pub fn update(&mut self) -> Compiled {
         self.compiler.update(&mut self.index, 0)
     }

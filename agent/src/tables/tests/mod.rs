@@ -257,6 +257,25 @@ fn a_plan_is_taken_back_write_by_write() {
     assert_eq!(plan.undo(done), [Write::Endpoint(1, None), Write::ExactV4(9, None)]);
 }
 
+/// Packets that bear a stamp may be under way when it is given to another.
+#[test]
+fn a_stamp_that_is_not_given_after_all_is_whose_it_was() {
+    let mut installed = Installed::new(0, RECORDS);
+    let with = |ifindex: u32| {
+        let record = EndpointRecord { ifindex, stamp: 7, ..EndpointRecord::default() };
+        Tables { endpoints: BTreeMap::from([(ifindex, record)]), ..Tables::default() }
+    };
+    let mut undone = |wanted: &Tables| {
+        let plan = installed.plan(&installed.tables().delta_to(wanted)).expect("there are records");
+        let undo = plan.undo(plan.commit_len() - 1);
+        installed.commit(&plan);
+        undo.into_iter().filter(|write| matches!(write, Write::Stamp(..))).collect::<Vec<_>>()
+    };
+    assert_eq!(undone(&with(3)), [Write::Stamp(7, 0)]);
+    assert_eq!(undone(&Tables::default()), []);
+    assert_eq!(undone(&with(4)), [Write::Stamp(7, 3)]);
+}
+
 #[test]
 fn addresses_lie_in_tables_as_in_packets() {
     assert_eq!(address_v4("10.1.2.3".parse().expect("an address")).to_ne_bytes(), [10, 1, 2, 3]);
