@@ -134,7 +134,7 @@ impl Bench {
             let leftovers = if self.failed == 1 { Leftovers::None } else { Leftovers::May };
             self.expect(old, leftovers, when);
             // What could not be taken back is first to be, before the epoch moves for whatever reason.
-            if self.failed == 2 && failures[0].0 % 2 == 0 {
+            if self.failed == 2 && failures[0].0.is_multiple_of(2) {
                 self.apply(wanted, &[(0, failures[0].1)]).expect_err(when);
                 self.expect(old, leftovers, when);
             } else if self.failed == 2 {

@@ -14,6 +14,7 @@ pub mod policy;
 mod prober;
 mod programs;
 mod ranges;
+pub mod restart;
 pub mod scale;
 mod scene;
 pub mod service_traffic;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use palisade_tests::bench::{exits, in_kernel, load, pods, policy, scale, service_traffic, start, throughput};
+use palisade_tests::bench::{exits, in_kernel, load, pods, policy, restart, scale, service_traffic, start, throughput};
 
 const USAGE: &str = "\
 usage: palisade-bench [NAME…]
@@ -14,6 +14,8 @@ usage: palisade-bench [NAME…]
   policy         from the API server's answer to a policy write until it holds, with 10 and with 5,000 pods
   start          from an agent's start until it enforces, its memory and idle processor time, with 10 and with 5,000 pods
   pods           new pods that talk in their first millisecond, with the CNI plugin, without it, and without an agent
+  restart        what becomes of 50,000 connections and of new ones while agents are killed and started 100 times, and stopped and started
+                 20 times while policies change; `restart --other PATH`: and exchanged with that agent, of another layout, by turns
   in-kernel      what a packet costs in the kernel programs, by test runs
   exits          what a packet costs where it leaves the node, by test runs
   scale          how that grows with the number of rules, pods and ranges of ports
@@ -24,13 +26,14 @@ Without a name all are measured (`connections` as a part of `throughput`), which
 type Bench = fn() -> Result<()>;
 
 /// By name, in the order in which they are run: the last three move their thread into namespaces of its own.
-const BENCHES: [(&str, Bench); 9] = [
+const BENCHES: [(&str, Bench); 10] = [
     ("throughput", throughput::run),
     ("connections", throughput::run_connections),
     ("services", service_traffic::run),
     ("policy", policy::run),
     ("start", start::run),
     ("pods", pods::run),
+    ("restart", || restart::run(None)),
     ("in-kernel", in_kernel::run),
     ("exits", exits::run),
     ("scale", scale::run),
@@ -52,6 +55,10 @@ fn run(arguments: &[&str]) -> Result<()> {
         // What `throughput` starts in its pods.
         ["serve"] => return load::serve(),
         ["client", server] => return load::client(server.parse()?),
+        ["restart", "--other", path] => {
+            println!("== restart");
+            return restart::run(Some(path.into()));
+        }
         names => {
             for name in names {
                 BENCHES.iter().find(|(known, _)| known == name).context(USAGE)?;

@@ -28,11 +28,13 @@ pub struct AgentOptions {
     pub extra: Vec<String>,
     /// `RUST_LOG` of the agent.
     pub log_level: Option<String>,
+    /// Another agent than the one that was built.
+    pub program: Option<PathBuf>,
 }
 
 impl AgentOptions {
     pub fn new(source: Source) -> Self {
-        Self { source, extra: Vec::new(), log_level: None }
+        Self { source, extra: Vec::new(), log_level: None, program: None }
     }
 
     pub fn manifests(folder: &Path) -> Self {
@@ -62,7 +64,8 @@ impl Agent {
     pub fn spawn(lab: &Lab, node: &Node, options: &AgentOptions) -> Result<Self> {
         let log = node.folder.join("agent.log");
         let stderr = File::options().create(true).append(true).open(&log)?;
-        let mut command = node.netns.command(programs::agent()?);
+        let program = options.program.clone().map_or_else(programs::agent, Ok)?;
+        let mut command = node.netns.command(program);
         command.arg("agent");
         match &options.source {
             Source::Manifests(folder) => command.arg("--manifests").arg(folder),
