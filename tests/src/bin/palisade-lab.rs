@@ -4,15 +4,18 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
-use palisade_tests::lab::{Transport, guard, probe, server, tunnel};
+use palisade_tests::bench::restart::{Extent, ends};
+use palisade_tests::lab::{Netns, Transport, guard, probe, server, tunnel};
 
 const USAGE: &str = "\
 usage: palisade-lab connect tcp|udp ADDRESS:PORT      who answers, from the namespace it is run in
        palisade-lab serve NAME TCP-PORTS UDP-PORTS ADDRESSES    servers that answer with NAME; lists are separated by commas
        palisade-lab clean FOLDER                      removes a lab that was left standing
        palisade-lab relay NETNS NETNS NAME            joins two namespaces by TUN devices of this name
+       palisade-lab hold NETNS NETNS ADDRESSES PORT COUNT MS    (used by a benchmark) connections from one to the other
        palisade-lab guard FOLDER                      (used by the lab) removes it when stdin ends
 ";
 
@@ -31,6 +34,11 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
     match arguments {
         ["serve", name, tcp, udp, at] => server::serve(name, &list(tcp)?, &list(udp)?, &list(at)?)?,
         ["relay", one, other, name] => tunnel::relay(Path::new(one), Path::new(other), name)?,
+        ["hold", client, server, at, port, count, period] => {
+            let (client, server) = (Netns::open(client)?, Netns::open(server)?);
+            let period = Duration::from_millis(period.parse()?);
+            ends::hold(&client, (&server, &list(at)?), port.parse()?, Extent { connections: count.parse()?, period })?;
+        }
         ["guard", folder] => guard::watch(Path::new(folder))?,
         ["clean", folder] => guard::clean(Path::new(folder))?,
         ["connect", transport, to] => {

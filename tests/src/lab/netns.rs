@@ -26,9 +26,7 @@ impl Netns {
         guard.netns(name);
         let status = Command::new("ip").args(["netns", "add", name]).status().context("cannot run ip")?;
         ensure!(status.success(), "ip netns add {name}: {status}");
-        let path = PathBuf::from("/run/netns").join(name);
-        let handle = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        let netns = Self { name: name.into(), handle: Arc::new(handle) };
+        let netns = Self::open(name)?;
         // Detecting duplicate addresses takes seconds in which an address cannot be used.
         netns.sysctl(&[("net/ipv6/conf/default/accept_dad", "0"), ("net/ipv6/conf/all/accept_dad", "0")])?;
         Ok(netns)
@@ -39,6 +37,13 @@ impl Netns {
         let status = Command::new("ip").args(["netns", "delete", &self.name]).status().context("cannot run ip")?;
         ensure!(status.success(), "ip netns delete {}: {status}", self.name);
         Ok(())
+    }
+
+    /// One that is there.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = PathBuf::from("/run/netns").join(name);
+        let handle = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self { name: name.into(), handle: Arc::new(handle) })
     }
 
     pub fn name(&self) -> &str {

@@ -83,7 +83,7 @@ impl AttemptCounts {
 
 fn attempt(kind: &Kind, stop: &AtomicBool) -> Result<AttemptCounts> {
     let mut counts = AttemptCounts::default();
-    let mut pending: VecDeque<(Instant, OwnedFd)> = VecDeque::new();
+    let mut pending: VecDeque<(Instant, Option<OwnedFd>)> = VecDeque::new();
     let patience = if kind.permitted { ANSWERED } else { REFUSED };
     let (begun, mut made) = (Instant::now(), 0_usize);
     loop {
@@ -94,7 +94,7 @@ fn attempt(kind: &Kind, stop: &AtomicBool) -> Result<AttemptCounts> {
             made += 1;
         }
         while let Some((since, socket)) = pending.front() {
-            let reached = connected(socket)?;
+            let reached = socket.as_ref().map_or(Ok(false), connected)?;
             if !reached && since.elapsed() < patience {
                 break;
             }
@@ -113,14 +113,16 @@ fn attempt(kind: &Kind, stop: &AtomicBool) -> Result<AttemptCounts> {
     }
 }
 
-fn begin(to: SocketAddr) -> Result<OwnedFd> {
+/// `None`: there is no way at the moment.
+fn begin(to: SocketAddr) -> Result<Option<OwnedFd>> {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     // Closing sends a reset, so that no port is held by a connection that is over.
     sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
     match connect(&socket, &to) {
-        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(Some(socket)),
+        Err(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::NETDOWN | Errno::ADDRNOTAVAIL) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

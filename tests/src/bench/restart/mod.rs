@@ -4,17 +4,19 @@
 //! A refused packet of a permitted connection would be repeated by TCP and so go unnoticed at the sockets. So what the programs have refused
 //! is compared with what had to be refused: one SYN for each forbidden attempt.
 
-mod attempts;
+pub mod attempts;
 mod churn;
+pub mod ends;
 mod held;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use palisade::kernel::Maps;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use palisade_common::Reason;
 
 use self::attempts::{AttemptCounts, Attempts, Kind};
 use self::churn::Churn;
@@ -26,8 +28,8 @@ use crate::lab::server::Server;
 use crate::lab::{Agent, AgentOptions, Lab, Manifests, Node, Pod, PodSpec, objects};
 use crate::random::Dice;
 
-/// At which connections are held, and opened anew; and one that no policy admits.
-const HELD: [u16; 4] = [8000, 8001, 8002, 8003];
+/// From which on connections are held, at which they are opened anew, and at which no policy admits any.
+const HELD: u16 = 8000;
 const PERMITTED: u16 = 80;
 const FORBIDDEN: u16 = 81;
 const READY: Duration = Duration::from_secs(20);
@@ -57,8 +59,8 @@ pub struct Phase {
     pub seconds: f64,
     pub held: HeldCounts,
     pub attempts: AttemptCounts,
-    /// Packets that the programs refused, beyond those that had to be.
-    pub refused_beyond: i64,
+    /// Packets that the programs refused, by reason, without those that had to be.
+    pub refused_beyond: BTreeMap<&'static str, i64>,
 }
 
 impl Phase {
@@ -66,7 +68,7 @@ impl Phase {
     pub fn is_clean(&self) -> bool {
         let Self { held, attempts, refused_beyond, .. } = self;
         let wrong = attempts.wrongly_refused + attempts.wrongly_admitted;
-        held.resets == 0 && held.cut == 0 && wrong == 0 && *refused_beyond == 0
+        held.resets == 0 && held.cut == 0 && wrong == 0 && refused_beyond.is_empty()
     }
 }
 
@@ -109,7 +111,8 @@ fn row(phase: &Phase) -> Vec<String> {
     let mut cells = vec![name.clone(), restarts.to_string(), format!("{seconds:.0}")];
     cells.extend([exchanges, late, resets, cut].map(u64::to_string));
     cells.extend([permitted, wrongly_refused, forbidden, wrongly_admitted].map(u64::to_string));
-    cells.push(refused_beyond.to_string());
+    let beyond: Vec<String> = refused_beyond.iter().map(|(reason, packets)| format!("{packets} {reason}")).collect();
+    cells.push(if beyond.is_empty() { "0".to_owned() } else { beyond.join(", ") });
     cells.push("all 0".into());
     cells.push(if phase.is_clean() { "met" } else { "NOT met" }.into());
     cells
@@ -117,19 +120,18 @@ fn row(phase: &Phase) -> Vec<String> {
 
 /// All phases, the first of which is without any restart.
 pub fn measure(size: &Size) -> Result<Vec<Phase>> {
-    allow_descriptors(2 * size.held.connections as u64 + 8 * u64::from(size.rate) + 4096)?;
     let bench = Bench::new()?;
     let mut agent = bench.start(None)?;
     let [client, server, _] = &bench.pods;
-    let held = Held::open(&client.netns, (&server.netns, &server.addresses), &HELD, size.held)?;
+    let held = &mut Held::open(bench.lab.guard(), client, server, HELD, size.held)?;
     let mut dice = Dice::new(1);
     let mut phases = Vec::new();
     let quiet = |_: usize| {
         std::thread::sleep(Duration::from_secs(5));
         Ok(())
     };
-    phases.push(bench.phase("no restart", &held, size, 1, quiet)?);
-    phases.push(bench.phase("kill", &held, size, size.kills, |_| {
+    phases.push(bench.phase("no restart", held, size, 1, quiet)?);
+    phases.push(bench.phase("kill", held, size, size.kills, |_| {
         // The next one takes its place whether or not this one was ready.
         let mut next = bench.replace(&mut agent, None, Agent::kill)?;
         let moment = Duration::from_millis(dice.below(PAUSE_MS) as u64);
@@ -143,7 +145,7 @@ pub fn measure(size: &Size) -> Result<Vec<Phase>> {
     })?);
     agent.as_mut().context("an agent runs")?.wait_ready(READY)?;
     let churn = Churn::start(&bench.manifests, Duration::from_millis(100));
-    phases.push(bench.phase("stop, while policies change", &held, size, size.stops, |_| {
+    phases.push(bench.phase("stop, while policies change", held, size, size.stops, |_| {
         let mut next = bench.replace(&mut agent, None, Agent::stop)?;
         next.wait_ready(READY)?;
         std::thread::sleep(Duration::from_millis(dice.below(PAUSE_MS) as u64));
@@ -151,7 +153,7 @@ pub fn measure(size: &Size) -> Result<Vec<Phase>> {
         Ok(())
     })?);
     if let Some(other) = &size.other {
-        phases.push(bench.phase("another layout by turns", &held, size, size.swaps, |turn| {
+        phases.push(bench.phase("another layout by turns", held, size, size.swaps, |turn| {
             let program = turn.is_multiple_of(2).then_some(other.as_path());
             let mut next = bench.replace(&mut agent, program, Agent::stop)?;
             next.wait_ready(READY)?;
@@ -162,16 +164,6 @@ pub fn measure(size: &Size) -> Result<Vec<Phase>> {
     }
     churn.finish()?;
     Ok(phases)
-}
-
-/// Sockets of both ends are this process's.
-fn allow_descriptors(count: u64) -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < count) {
-        let maximum = limit.maximum.map(|maximum| maximum.max(count));
-        setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum }).context("raising RLIMIT_NOFILE")?;
-    }
-    Ok(())
 }
 
 struct Bench {
@@ -204,7 +196,7 @@ impl Bench {
             (
                 "server",
                 "{podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress, Egress],
-                  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 80}, {port: 8000, endPort: 8003}]}]}",
+                  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 80}, {port: 8000, endPort: 8063}]}]}",
             ),
             (
                 "client",
@@ -251,36 +243,42 @@ impl Bench {
         ]
     }
 
-    /// Packets that the programs have refused so far, for whatever reason.
-    fn refused(&self) -> Result<u64> {
+    /// Packets that the programs have refused so far.
+    fn refused(&self) -> Result<BTreeMap<&'static str, i64>> {
         let counters = Maps::open_pinned(&self.node.pin_dir)?.counters()?;
-        Ok(counters.into_iter().filter(|(reason, _)| !reason.passes()).map(|(_, packets)| packets).sum())
+        let refused = counters.into_iter().filter(|(reason, _)| !reason.passes());
+        refused.map(|(reason, packets)| Ok((reason.name(), i64::try_from(packets)?))).collect()
     }
 
     fn phase(
         &self,
         name: &str,
-        held: &Held,
+        held: &mut Held,
         size: &Size,
         restarts: usize,
         mut restart: impl FnMut(usize) -> Result<()>,
     ) -> Result<Phase> {
-        let (begun, counts, refused) = (Instant::now(), held.counts(), self.refused()?);
+        let (begun, counts, refused) = (Instant::now(), held.counts()?, self.refused()?);
         let attempts = Attempts::start(&self.kinds(size.rate));
         for number in 0..restarts {
             restart(number)?;
         }
         let attempts = attempts.finish()?;
-        let refused = self.refused()? - refused;
+        let mut beyond = self.refused()?;
+        for (reason, packets) in &mut beyond {
+            *packets -= refused.get(reason).copied().unwrap_or_default();
+        }
+        *beyond.entry(Reason::NoRule.name()).or_default() -= i64::try_from(attempts.forbidden)?;
+        beyond.retain(|_, packets| *packets != 0);
         // Whoever is cut last is known to be some seconds after.
         std::thread::sleep(held.known_after());
         Ok(Phase {
             name: name.to_owned(),
             restarts,
             seconds: begun.elapsed().as_secs_f64(),
-            held: held.counts().since(counts),
+            held: held.counts()?.since(counts),
             attempts,
-            refused_beyond: refused as i64 - attempts.forbidden as i64,
+            refused_beyond: beyond,
         })
     }
 }
