@@ -2,11 +2,13 @@
 //! its life and its neighbours.
 #![cfg(feature = "live")]
 
+mod births;
 mod counter;
 mod exits;
 mod flows;
 mod frames;
 mod life;
+mod losses;
 mod neighbours;
 mod pause;
 mod pins;

@@ -97,18 +97,33 @@ impl Scene {
     pub fn plug(&self, pod: &Pod, host_interface: &str, index: Option<u32>) {
         let index = index.map_or(String::new(), |index| format!("index {index} "));
         let (mac, netns) = (pod.mac.map(|byte| format!("{byte:02x}")).join(":"), pod.netns.name());
-        let of_node = [
-            format!("link add {host_interface} {index}type veth peer name eth0 address {mac} netns {netns}"),
-            format!("link set {host_interface} master cni0 up"),
-        ];
+        let made = format!("link add {host_interface} {index}type veth peer name eth0 address {mac} netns {netns}");
+        self.node.netns.ip(&[made]).expect("a veth");
+        self.join(pod, host_interface);
+    }
+
+    /// Sets up a pod's veth and joins it to the bridge.
+    pub fn join(&self, pod: &Pod, host_interface: &str) {
         let of_pod = [
             "link set eth0 up".into(),
             format!("addr add {}/24 dev eth0", pod.ipv4()),
             format!("addr add {}/64 dev eth0 nodad", pod.ipv6()),
+        ];
+        let ways = [
             format!("route add default via 10.244.{}.1", self.node.number),
             format!("route add default via fd00:244:{}::1", self.node.number),
         ];
-        self.node.netns.ip(&of_node).and_then(|()| pod.netns.ip(&of_pod)).expect("a veth");
+        let joined = [format!("link set {host_interface} master cni0 up")];
+        pod.netns.ip(&of_pod).and_then(|()| self.node.netns.ip(&joined)).expect("a veth");
+        pod.netns.ip(&ways).expect("a way");
+    }
+
+    /// The index of an interface of the node.
+    pub fn index_of(&self, interface: &str) -> u32 {
+        self.node.netns.run(|| {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("any socket will do");
+            rustix::net::netdevice::name_to_index(&socket, interface).expect("it is there")
+        })
     }
 
     /// Asks until the answer is this one.
