@@ -259,12 +259,12 @@ pub enum CniCommand {
 /// Where the container runtime looks.
 #[derive(Debug, Args)]
 pub struct CniFolders {
-    /// Folder of the container runtime's CNI configurations.
-    #[arg(long = "cni-conf-dir", visible_alias = "conf-dir", value_name = "DIR", default_value = CONF_DIR)]
-    conf_dir: PathBuf,
-    /// Folder of the container runtime's CNI plugins.
-    #[arg(long = "cni-bin-dir", visible_alias = "bin-dir", value_name = "DIR", default_value = BIN_DIR)]
-    bin_dir: PathBuf,
+    /// Folder of the container runtime's CNI configurations; unless given, the last agent's, and /etc/cni/net.d where that had none.
+    #[arg(long = "cni-conf-dir", visible_alias = "conf-dir", value_name = "DIR")]
+    conf_dir: Option<PathBuf>,
+    /// Folder of the container runtime's CNI plugins; unless given, the last agent's, and /opt/cni/bin where that had none.
+    #[arg(long = "cni-bin-dir", visible_alias = "bin-dir", value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -290,7 +290,11 @@ pub struct CniUninstallFlags {
 
 impl CniFolders {
     pub fn places(&self, pin_dir: &Path) -> Places {
-        Places::new(&self.conf_dir, &self.bin_dir, pin_dir)
+        // Without a catalog no agent has run here.
+        let told = crate::observe::read_catalog(pin_dir).ok().and_then(|catalog| catalog.agent.cni);
+        let [conf_dir, bin_dir] = told.unwrap_or_else(|| [CONF_DIR.into(), BIN_DIR.into()]);
+        let conf_dir = self.conf_dir.as_ref().unwrap_or(&conf_dir);
+        Places::new(conf_dir, self.bin_dir.as_ref().unwrap_or(&bin_dir), pin_dir)
     }
 }
 

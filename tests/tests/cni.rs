@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
+use palisade::observe::state_dir;
 use palisade_tests::lab::agent::{Source, palisade};
 use palisade_tests::lab::probe::Probe;
 use palisade_tests::lab::server::Server;
@@ -201,6 +202,40 @@ fn the_agent_keeps_it_in_the_chain() {
     agent.kill().expect("it runs");
     fs::write(scene.node.conflist(), flannel).expect("a file");
     assert!(scene.start_pod(scene.schedule("later")).is_err(), "no agent runs");
+}
+
+#[test]
+fn uninstall_leaves_no_file() {
+    let scene = Scene::new("cnigone");
+    let folders = [scene.node.conf_dir(), scene.node.bin_dir(), scene.lab.bpffs(), state_dir(&scene.node.pin_dir)];
+    let files = || {
+        let mut files = Vec::new();
+        for folder in &folders {
+            for entry in fs::read_dir(folder).into_iter().flatten() {
+                let path = entry.expect("an entry").path();
+                files.push((path.clone(), fs::read(path).unwrap_or_default()));
+            }
+        }
+        files.sort();
+        files
+    };
+    fs::create_dir_all(scene.node.bin_dir()).expect("a folder");
+    let before = files();
+    let mut options = AgentOptions::manifests(&scene.manifests.folder);
+    options.extra.extend(scene.node.cni_folders());
+    let agent = Agent::start(&scene.lab, &scene.node, &options).expect("an agent");
+    scene.start_pod(scene.schedule("new")).expect("it is enforced");
+    assert!(files().len() >= before.len() + 4, "{:?}", files());
+    agent.stop().expect("it runs");
+    // It knows from the agent where it was put.
+    let said = palisade(&scene.node, &["uninstall"]).expect("palisade runs");
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let names =
+        |files: &[(std::path::PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
+    let after = files();
+    assert_eq!(names(&after), names(&before));
+    assert!(after == before, "contents differ");
+    scene.start_pod(scene.schedule("free")).expect("nothing stands in its way");
 }
 
 #[test]

@@ -108,6 +108,7 @@ impl Agent {
             not_ready: self.not_ready(),
             exits: self.exits.judged(),
             exits_missing: self.exits.missing(),
+            cni: self.cni_folders.clone(),
         };
         let old = std::mem::take(&mut self.catalog);
         if !self.synced || self.stuck.is_some() {

@@ -63,6 +63,8 @@ pub struct Agent {
     mark_rules: Vec<String>,
     /// Whose sockets are this node's.
     cgroup: PathBuf,
+    /// Where the CNI plugin is kept in the chain: configurations, plugins.
+    cni_folders: Option<[PathBuf; 2]>,
     /// An earlier agent ran here: whatever is new to us is younger than enforcement on this node.
     succeeded: bool,
     /// Faults of objects, by object.
@@ -122,6 +124,7 @@ impl Agent {
             marks: Marks::default(),
             mark_rules: Vec::new(),
             cgroup: config.cgroup.clone(),
+            cni_folders: config.cni.as_ref().map(|(places, _)| [places.conf_dir.clone(), places.bin_dir.clone()]),
             faults: BTreeMap::new(),
             relisted: BTreeMap::new(),
             compile_faults: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use palisade_common::layout::CLASS_NONE;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ pub struct AgentEntry {
     pub exits: Vec<String>,
     /// Why pods with an egress policy are refused what they send to Services; empty: they are not.
     pub exits_missing: Vec<String>,
+    /// Folders of CNI configurations and of plugins, where the agent keeps the CNI plugin in the chain.
+    #[serde(default)]
+    pub cni: Option<[PathBuf; 2]>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -88,7 +88,7 @@ impl Pods {
 
 impl Status {
     fn lines(&self) -> Vec<String> {
-        let AgentEntry { node, version, not_ready, exits, exits_missing } = &self.entry;
+        let AgentEntry { node, version, not_ready, exits, exits_missing, cni } = &self.entry;
         let running = self.agent == "running";
         let agent = match running {
             true => format!("running, {version}"),
@@ -110,7 +110,14 @@ impl Status {
             false => format!("judged where it ends up: by the node's processes, and leaving by {}", exits.join(", ")),
             true => format!("REFUSED to pods with an egress policy: {}", exits_missing.join("; ")),
         };
-        let rows = [("node", node.clone()), ("agent", agent), ("enforced", enforced), ("pods", pods)];
+        let new_pods = match cni {
+            Some([conf_dir, _]) => format!("start once they are enforced, by palisade-cni in {}", conf_dir.display()),
+            None => {
+                "are closed once they are noticed; this agent does not see to palisade-cni (--cni-conf-dir)".to_owned()
+            }
+        };
+        let rows =
+            [("node", node.clone()), ("agent", agent), ("enforced", enforced), ("pods", pods), ("new pods", new_pods)];
         let more = [
             ("Service traffic", services),
             (
@@ -139,6 +146,7 @@ mod tests {
                 node: "one".to_owned(),
                 version: "1".to_owned(),
                 exits: vec!["eth0".to_owned(), "flannel.1".to_owned()],
+                cni: Some(["/etc/cni/net.d".into(), "/opt/cni/bin".into()]),
                 ..AgentEntry::default()
             },
             service_traffic_refused: false,
@@ -157,6 +165,7 @@ mod tests {
             "agent            running, 1",
             "enforced         yes",
             "pods             2 isolated, 1 open, 0 closed",
+            "new pods         start once they are enforced, by palisade-cni in /etc/cni/net.d",
             "Service traffic  judged where it ends up: by the node's processes, and leaving by eth0, flannel.1",
             "Service flows    3 answered, 4 judged",
         ];
@@ -184,7 +193,7 @@ mod tests {
         assert!(lines[1].contains("not running"), "{lines:?}");
         assert_eq!(lines[2], "enforced         as when the agent ended");
         assert!(lines[3].ends_with("1 NOT ENFORCED"), "{lines:?}");
-        assert_eq!(lines[4], "Service traffic  REFUSED to pods with an egress policy: eth1 lacks its program: no");
+        assert_eq!(lines[5], "Service traffic  REFUSED to pods with an egress policy: eth1 lacks its program: no");
         status.entry.not_ready = Some("stuck".to_owned());
         assert_eq!(status.lines()[2], "enforced         not as a whole: stuck");
     }
