@@ -21,6 +21,8 @@ use crate::kernel::Maps;
 use crate::observe;
 use crate::tables::adopted::Found;
 
+/// What `--all` pauses.
+pub const EVERY_POD: &str = "every pod of the node";
 /// A longer one is no pause.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -71,35 +73,43 @@ pub fn pause(flags: &PauseFlags) -> anyhow::Result<()> {
         None => vec![PauseKey::NODE],
         Some(pod) => keys_of(pod, &maps.found()?, &observe::read_catalog(&flags.pin_dir)?)?,
     };
-    let what = flags.pod.clone().unwrap_or_else(|| "every pod of the node".to_owned());
+    let what = flags.pod.clone().unwrap_or_else(|| EVERY_POD.to_owned());
     let again = flags.pod.clone().unwrap_or_else(|| "--all".to_owned());
     let until = flags.duration.map(|duration| now() + duration.as_nanos() as u64);
     let paused = maps.pauses()?;
     if until.is_none() && !keys.iter().any(|key| paused.contains_key(key)) {
         bail!("{what} is not paused; `palisade status` says what is");
     }
-    for key in keys {
-        maps.set_pause(key, until)?;
-    }
     forget_past(&mut maps)?;
+    write(&mut maps, &keys, until)?;
+    // Holds already; whoever tells of it may be slow.
     match until {
         Some(until) => {
             let (until, _) = wall_clock(until);
             println!(
-                "palisade: PAUSED {what} until {until}: nothing is refused to it and from it. It ends by itself, and now by \
+                "palisade: PAUSED {what} until {until}: nothing is refused on its account. It ends by itself, and sooner by \
                  `palisade pause --end {again}`"
             );
         }
         None => println!("palisade: {what} is enforced again"),
     }
     if client::ask(&socket_path(&flags.pin_dir), &Request::Pauses).is_err() {
-        println!("palisade: no agent runs, so no metric and no Event tell of it");
+        println!("palisade: no agent answers, so no metric and no Event tell of it");
+    }
+    // Somebody who removes what is over may have meant the pause that this one replaces.
+    let written = maps.pauses()?;
+    if until.is_some() && keys.iter().any(|key| written.get(key) != until.as_ref()) {
+        write(&mut maps, &keys, until)?;
     }
     Ok(())
 }
 
+fn write(maps: &mut Maps, keys: &[PauseKey], until: Option<u64>) -> anyhow::Result<()> {
+    keys.iter().try_for_each(|key| maps.set_pause(*key, until))
+}
+
 /// Removes those that are over.
-pub fn forget_past(maps: &mut Maps) -> anyhow::Result<()> {
+fn forget_past(maps: &mut Maps) -> anyhow::Result<()> {
     let now = now();
     for (key, _) in maps.pauses()?.into_iter().filter(|(_, until)| *until <= now) {
         maps.set_pause(key, None)?;
@@ -111,21 +121,20 @@ fn keys_of(pod: &str, found: &Found, catalog: &Catalog) -> anyhow::Result<Vec<Pa
     let is_it = |entry: &&EndpointEntry| name_of(entry).as_deref() == Some(pod);
     let mut keys = Vec::new();
     for entry in catalog.endpoints.iter().filter(is_it) {
-        let index = found.tables.endpoints.get(&entry.ifindex).map(|index| index.at(found.epoch));
-        if let Some(record) = index.and_then(|index| found.records.get(&index)) {
-            keys.push(PauseKey { ifindex: entry.ifindex, generation: record.generation });
-        }
+        // Another pod may have the interface since the catalog was written.
+        keys.extend(key_at(found, entry.ifindex).filter(|key| key.generation == entry.generation));
     }
     if keys.is_empty() {
         bail!(
-            "no pod {pod} of this node is in the tables (it is written NAMESPACE/NAME; `palisade endpoints` lists them); \
-             --all pauses whatever there is"
+            "no pod {pod} of this node is in the tables (it is written NAMESPACE/NAME; `palisade endpoints` lists them, and a pod of \
+             hostNetwork is not enforced at all); --all pauses whatever there is"
         );
     }
     Ok(keys)
 }
 
-fn name_of(entry: &EndpointEntry) -> Option<String> {
+/// `namespace/name` of its pod.
+pub fn name_of(entry: &EndpointEntry) -> Option<String> {
     Some(format!("{}/{}", entry.namespace.as_ref()?, entry.pod.as_ref()?))
 }
 
@@ -144,12 +153,28 @@ pub fn paused(pauses: &BTreeMap<PauseKey, u64>, found: &Found, catalog: &Catalog
 /// `None`: its pod has gone.
 fn describe(key: PauseKey, found: &Found, catalog: &Catalog) -> Option<String> {
     if key == PauseKey::NODE {
-        return Some("every pod of the node".to_owned());
+        return Some(EVERY_POD.to_owned());
     }
-    let index = found.tables.endpoints.get(&key.ifindex)?.at(found.epoch);
-    found.records.get(&index).filter(|record| record.generation == key.generation)?;
-    let entry = catalog.endpoints.iter().find(|entry| entry.ifindex == key.ifindex);
+    if key_at(found, key.ifindex)? != key {
+        return None;
+    }
+    let is_it = |entry: &&EndpointEntry| entry.ifindex == key.ifindex && entry.generation == key.generation;
+    let entry = catalog.endpoints.iter().find(is_it);
     Some(entry.and_then(name_of).unwrap_or_else(|| format!("interface {}", key.ifindex)))
+}
+
+/// Of the endpoint that an interface has now.
+fn key_at(found: &Found, ifindex: u32) -> Option<PauseKey> {
+    let index = found.tables.endpoints.get(&ifindex)?.at(found.epoch);
+    let record = found.records.get(&index)?;
+    Some(PauseKey { ifindex, generation: record.generation })
+}
+
+/// Until when nothing is refused on the account of an interface's pod, as people read it.
+pub fn paused_until(pauses: &BTreeMap<PauseKey, u64>, found: &Found, ifindex: u32) -> Option<String> {
+    let own = key_at(found, ifindex).and_then(|key| pauses.get(&key));
+    let last = own.max(pauses.get(&PauseKey::NODE)).copied();
+    last.filter(|until| *until > now()).map(|until| wall_clock(until).0)
 }
 
 /// A time of CLOCK_MONOTONIC as people read it, and how many seconds are left until then.

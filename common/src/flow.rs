@@ -97,10 +97,12 @@ impl<'a, T: Tables> At<'a, T> {
         (self.now / SECOND) as u32
     }
 
-    /// Flows may go on that no program saw being opened, of protocols that have no other sign of it.
-    #[inline(always)]
+    /// Flows may go on whose opening is not remembered, of protocols that have no other sign of it: the pod was isolated a moment ago, or
+    /// something is paused, or was. A function of its own, for the stack's sake.
+    #[inline(never)]
     fn is_newly_isolated(&self) -> bool {
-        self.record.isolated_at != 0 && self.second().wrapping_sub(self.record.isolated_at) <= NEWLY_ISOLATED_SECONDS
+        let lately = |since: u32| since != 0 && self.second() <= since.saturating_add(NEWLY_ISOLATED_SECONDS);
+        lately(self.record.isolated_at) || lately(self.tables.paused_until())
     }
 
     #[inline(always)]

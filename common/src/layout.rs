@@ -99,8 +99,8 @@ pub struct Config {
     pub events_budget: u32,
     /// 1: a device by which packets leave the node lacks its program, so that nobody would judge what becomes of Service traffic.
     pub exits_missing: u32,
-    /// Not 0: PAUSES may hold something.
-    pub pauses: u32,
+    /// When the last pause ends or has ended (seconds, CLOCK_MONOTONIC, rounded up); 0: there was none, and PAUSES is empty.
+    pub paused_until: u32,
 }
 const _: () = assert!(size_of::<Config>() == 40);
 

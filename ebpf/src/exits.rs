@@ -80,7 +80,7 @@ fn judge(ctx: &TcContext, stamp: u16, begins: u32, place: Place) -> bool {
         unsafe { &*packet }
     };
     let mut ruling = decide_leaving(parsed, &Maps::ALONE, stamp, place);
-    if !ruling.passes() && parts::palisade_is_paused(maps::STAMPS.get(u32::from(stamp)).copied().unwrap_or(0)) != 0 {
+    if !ruling.passes() && parts::palisade_is_paused(parts::stamp_owner(u32::from(stamp))) != 0 {
         ruling = Ruling::of(Reason::Paused);
     }
     report::count(ruling);

@@ -331,6 +331,15 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn paused_until(&self) -> u32 {
+        match config() {
+            // SAFETY: a live array element.
+            Some(config) => unsafe { core::ptr::read_volatile(&raw const (*config).paused_until) },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
     fn keeps_existing(&self) -> bool {
         match config() {
             // SAFETY: a live array element.

@@ -55,7 +55,8 @@ fn judge(ctx: &TcContext, hook: Hook) -> i32 {
         unsafe { &*packet }
     };
     let mut ruling = decide(&Skb::new(ctx), parsed, &Maps::new(ctx.skb.skb), meeting);
-    if !ruling.passes() && parts::palisade_is_paused(ctx_ifindex(ctx)) != 0 {
+    // What is refused for its mark is not the pod's to pause, but its sender's ([`parts::palisade_refused_leaving`]).
+    if !ruling.passes() && ruling.stamp() == 0 && parts::palisade_is_paused(ctx_ifindex(ctx)) != 0 {
         ruling = Ruling::of(Reason::Paused);
     }
     report::count(ruling);

@@ -128,8 +128,9 @@ pub extern "C" fn palisade_refused_leaving(
         return Ruling::of(Reason::Unsettled).to_bits();
     };
     match decide::refused_leaving(&Maps::ALONE, packet, record, (stamp as u16, epoch)) {
-        Some(ruling) => ruling.to_bits(),
-        None => GOES_ON,
+        // Only the sender's word is passed over: the pod that is reached has its own.
+        Some(ruling) if palisade_is_paused(stamp_owner(stamp)) == 0 => ruling.to_bits(),
+        Some(_) | None => GOES_ON,
     }
 }
 
@@ -197,12 +198,18 @@ pub extern "C" fn palisade_answer(
     decide::answer(&Maps::ALONE, &Question::new(peer, kind, client, epoch), record).to_bits()
 }
 
+/// The interface of the pod that marks its packets so; 0: nobody's.
+#[inline(always)]
+pub fn stamp_owner(stamp: u32) -> u32 {
+    maps::STAMPS.get(stamp).copied().unwrap_or(0)
+}
+
 /// Whether an operator has paused enforcement for the interface's pod or for the node: 1 or 0. Asked about what would be refused, and only then.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn palisade_is_paused(ifindex: u32) -> u32 {
     let Some(config) = maps::CONFIG.get(0) else { return 0 };
-    if config.pauses == 0 {
+    if config.paused_until == 0 {
         return 0;
     }
     let index = palisade_record_index(ifindex, config.epoch);

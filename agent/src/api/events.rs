@@ -43,8 +43,9 @@ impl Events {
     }
 
     pub fn tell(&self, notice: Notice) {
-        if let Err(error) = self.0.try_send(notice) {
-            tracing::debug!(%error, "an Event is not told");
+        // A folder of manifests takes none.
+        if let Err(mpsc::error::TrySendError::Full(Notice { reason, .. })) = self.0.try_send(notice) {
+            tracing::warn!(reason, "an Event is not told: too many wait for the API server");
         }
     }
 }
@@ -53,6 +54,7 @@ impl Events {
 pub async fn publish(client: Client, node_name: String, mut notices: mpsc::Receiver<Notice>) {
     let reporter = Reporter { controller: "palisade".to_owned(), instance: Some(node_name) };
     let recorder = Recorder::new(client, reporter);
+    let mut failing = false;
     while let Some(notice) = notices.recv().await {
         let Notice { regarding, warning, reason, note } = notice;
         let event = Event {
@@ -73,10 +75,16 @@ pub async fn publish(client: Client, node_name: String, mut notices: mpsc::Recei
         };
         let told = tokio::time::timeout(PATIENCE, recorder.publish(&event, &object)).await;
         let error = match told {
-            Ok(Ok(())) => continue,
+            Ok(Ok(())) => {
+                failing = false;
+                continue;
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer in time".to_owned(),
         };
-        tracing::warn!(error, reason, "the API server did not take an Event");
+        if !failing {
+            tracing::warn!(error, reason, "the API server does not take Events; told once until it takes one");
+        }
+        failing = true;
     }
 }

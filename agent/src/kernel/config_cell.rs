@@ -49,7 +49,7 @@ impl ConfigCell {
         self.word(unsafe { &raw mut (*self.config.as_ptr()).epoch }).store(epoch, Ordering::SeqCst);
     }
 
-    /// Everything but the epoch and whether there are pauses, which is nobody's setting.
+    /// Everything but the epoch and when pauses end, which is nobody's setting.
     pub fn store_settings(&self, settings: &Config) {
         let Config {
             epoch: _,
@@ -59,7 +59,7 @@ impl ConfigCell {
             midstream_budget,
             events_budget,
             exits_missing,
-            pauses: _,
+            paused_until: _,
         } = *settings;
         self.store_exits_missing(exits_missing != 0);
         let config = self.config.as_ptr();
@@ -85,11 +85,11 @@ impl ConfigCell {
         word.store(u32::from(missing), Ordering::SeqCst);
     }
 
-    /// See [`Config::pauses`].
-    pub fn store_pauses(&self, any: bool) {
+    /// See [`Config::paused_until`]; an earlier end changes nothing.
+    pub fn raise_paused_until(&self, second: u32) {
         // SAFETY: a place in the mapping.
-        let word = self.word(unsafe { &raw mut (*self.config.as_ptr()).pauses });
-        word.store(u32::from(any), Ordering::SeqCst);
+        let word = self.word(unsafe { &raw mut (*self.config.as_ptr()).paused_until });
+        word.fetch_max(second, Ordering::SeqCst);
     }
 
     /// [`Config::inserts_safe`] and [`Config::pressure_until`].

@@ -161,13 +161,12 @@ impl Maps {
         entries(&self.pauses)
     }
 
-    /// Begins a pause or ends it (`None`). Of many that are asked for at once by several processes, each is made.
+    /// Begins a pause (ns, CLOCK_MONOTONIC) or ends it (`None`). Of many that are asked for at once by several processes, each is made.
     pub fn set_pause(&mut self, key: PauseKey, until: Option<u64>) -> anyhow::Result<()> {
-        put(&mut self.pauses, key, until).with_context(|| format!("pausing {key:?}"))?;
-        if until.is_some() {
-            self.config.store_pauses(true);
+        if let Some(until) = until {
+            self.config.raise_paused_until(until.div_ceil(1_000_000_000) as u32);
         }
-        Ok(())
+        put(&mut self.pauses, key, until).with_context(|| format!("pausing {key:?}"))
     }
 
     pub fn records_len(&self) -> u32 {

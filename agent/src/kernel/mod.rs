@@ -133,7 +133,7 @@ impl Kernel {
             events_budget: settings.events_budget,
             // Until an agent has attached what is needed; what an earlier one has attached is still there.
             exits_missing: u32::from(installed.is_new() || maps.config.exits_missing()),
-            pauses: 0,
+            paused_until: 0,
         };
         maps.config.store_settings(&config);
         let mode = mode.resolve()?;

@@ -10,6 +10,7 @@ use crate::compile::{Catalog, EndpointEntry, FaultEntry, TableEntry};
 use crate::config::{Output, ShowFlags};
 use crate::kernel::{self, Maps};
 use crate::observe;
+use crate::pause::paused_until;
 use crate::tables::adopted::Found;
 
 /// One endpoint: the catalog's names for what the kernel's record says.
@@ -19,13 +20,17 @@ pub(super) struct Row {
     pub(super) entry: EndpointEntry,
     /// `enforced`, `closed`, `not attached`, or `not in the tables`.
     pub(super) state: &'static str,
+    /// RFC 3339, UTC: until then nothing is refused on its account, by `palisade pause`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) paused_until: Option<String>,
 }
 
 /// # Errors
 ///
 /// When there is no agent's state to read.
 pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
-    let found = Maps::open_pinned(&flags.pin_dir)?.found()?;
+    let maps = Maps::open_pinned(&flags.pin_dir)?;
+    let (found, pauses) = (maps.found()?, maps.pauses()?);
     let runs = kernel::is_in_use(&flags.pin_dir)?;
     if !runs {
         eprintln!(
@@ -34,7 +39,10 @@ pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
         );
     }
     let Catalog { endpoints, tables, faults, .. } = observe::read_catalog(&flags.pin_dir)?;
-    let rows = rows(endpoints, &found, &tables);
+    let mut rows = rows(endpoints, &found, &tables);
+    for row in &mut rows {
+        row.paused_until = paused_until(&pauses, &found, row.entry.ifindex);
+    }
     match flags.output {
         Output::Json => {
             let agent = if runs { "running" } else { "not running" };
@@ -95,11 +103,11 @@ fn row(mut entry: EndpointEntry, record: Option<&EndpointRecord>, tables: &BTree
         (entry.isolated_egress, entry.egress_table, entry.egress_policies) =
             policies(endpoint_flag::ISOLATED_EGRESS, record.egress.table);
     }
-    Row { entry, state }
+    Row { entry, state, paused_until: None }
 }
 
 fn cells(row: Row) -> Vec<String> {
-    let Row { entry, state } = row;
+    let Row { entry, state, paused_until } = row;
     let pod = match (&entry.namespace, &entry.pod) {
         (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
         _ => "-".to_owned(),
@@ -115,6 +123,10 @@ fn cells(row: Row) -> Vec<String> {
         (Some(reason), ..) | (None, Some(reason), _) => reason.clone(),
         (None, None, true) => "trusted with every address".to_owned(),
         (None, None, false) => String::new(),
+    };
+    let note = match paused_until {
+        Some(until) => format!("PAUSED until {until}. {note}").trim_end().to_owned(),
+        None => note,
     };
     vec![
         pod,

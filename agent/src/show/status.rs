@@ -23,7 +23,7 @@ struct Status {
     service_flows_answered: u64,
     service_flows_judged: u64,
     pods: Pods,
-    /// What nothing is refused to and from, by `palisade pause`.
+    /// On whose account nothing is refused, by `palisade pause`.
     paused: Vec<Paused>,
     faults: Vec<FaultEntry>,
 }
@@ -73,7 +73,7 @@ pub fn status(flags: &ShowFlags) -> anyhow::Result<()> {
 impl Pods {
     fn of(rows: &[Row]) -> Self {
         let mut pods = Self::default();
-        for Row { entry, state } in rows {
+        for Row { entry, state, .. } in rows {
             let count = match *state {
                 "not attached" => &mut pods.not_attached,
                 "enforced" if entry.isolated_ingress || entry.isolated_egress => &mut pods.isolated,
@@ -128,7 +128,7 @@ impl Status {
         let paused = |Paused { what, until, seconds_left }: &Paused| {
             let left =
                 if *seconds_left < 120 { format!("{seconds_left} s") } else { format!("{} min", seconds_left / 60) };
-            format!("PAUSED           {what}, until {until} ({left} left): nothing is refused to it and from it")
+            format!("PAUSED           {what}, until {until} ({left} left): nothing is refused on its account")
         };
         let loud = self.paused.iter().map(paused);
         loud.chain(rows.iter().chain(&more).map(|(name, text)| format!("{name:<16} {text}"))).collect()
@@ -178,7 +178,7 @@ mod tests {
         let until = "2026-01-01T03:15:00Z".to_owned();
         status.paused = vec![Paused { what: "a/web".to_owned(), until, seconds_left: 840 }];
         let first =
-            "PAUSED           a/web, until 2026-01-01T03:15:00Z (14 min left): nothing is refused to it and from it";
+            "PAUSED           a/web, until 2026-01-01T03:15:00Z (14 min left): nothing is refused on its account";
         assert_eq!(status.lines()[0], first);
     }
 

@@ -34,6 +34,8 @@ pub struct Sim {
     /// Nanoseconds.
     pub now: Cell<u64>,
     pub pressure: bool,
+    /// As [`palisade_common::layout::Config::paused_until`].
+    pub paused_until: u32,
     pub keeps_existing: bool,
     pub exits_missing: bool,
     pub midstream_budget: u32,
@@ -318,6 +320,10 @@ impl Ask for Sim {
 
     fn pressure(&self, _now: u64) -> bool {
         self.pressure
+    }
+
+    fn paused_until(&self) -> u32 {
+        self.paused_until
     }
 
     fn keeps_existing(&self) -> bool {

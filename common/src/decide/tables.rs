@@ -45,6 +45,9 @@ pub trait Tables {
     fn now(&self) -> u64;
     /// The flow table may have evicted a flow that is still wanted.
     fn pressure(&self, now: u64) -> bool;
+    /// When the last pause of anything on the node ends or has ended (seconds, CLOCK_MONOTONIC); 0: there was none. What passed by it was
+    /// not remembered.
+    fn paused_until(&self) -> u32;
     /// `--existing-flows keep`.
     fn keeps_existing(&self) -> bool;
     /// Whether a TCP socket of the pod listens on its own end of the packet, met at `hook`; `None` where that cannot be known.

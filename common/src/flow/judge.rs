@@ -132,12 +132,12 @@ enum Opened {
     Either,
 }
 
-/// Only endpoints that had connections nobody saw being opened, or whose flows may have been evicted, are given the benefit of
-/// the reverse question; which question it is, the pod's own listening sockets tell.
+/// Only endpoints that had connections nobody saw being opened, or whose flows may have been evicted or have passed by a pause, are given
+/// the benefit of the reverse question; which question it is, the pod's own listening sockets tell.
 #[inline(never)]
 fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
     let packet = at.packet;
-    if packet.is_connected() && at.record.flags & endpoint_flag::MIDSTREAM == 0 && !at.tables.pressure(at.now) {
+    if packet.is_connected() && remembers_openings(at) {
         return Opened::Forward;
     }
     let serves =
@@ -149,6 +149,12 @@ fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
         (Some(true), Hook::ToPod) | (Some(false), Hook::FromPod) => Opened::Forward,
         (Some(true), Hook::FromPod) | (Some(false), Hook::ToPod) => Opened::Reverse,
     }
+}
+
+/// Every opening of the pod's connections was seen, and is remembered if it was admitted. A function of its own, for the stack's sake.
+#[inline(never)]
+fn remembers_openings<T: Tables>(at: &At<'_, T>) -> bool {
+    at.record.flags & endpoint_flag::MIDSTREAM == 0 && at.tables.paused_until() == 0 && !at.tables.pressure(at.now)
 }
 
 /// Whether the pod's end of a flow of UDP was there first; `None`: nobody can say. Servers seldom connect their sockets, and seldom

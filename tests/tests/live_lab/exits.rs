@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::scene::{AT_ONCE, PATIENCE, Scene, eventually};
 
-const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+/// Of the Service.
+pub const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
 fn status(scene: &Scene) -> Value {
     let said = palisade(&scene.node, &["status", "-o", "json"]).expect("palisade runs");
@@ -18,8 +19,8 @@ fn status(scene: &Scene) -> Value {
 }
 
 /// What kube-proxy would do for a Service with one backend.
-fn translate(scene: &Scene, backend: &Pod) {
-    for address in &backend.addresses {
+pub fn translate(scene: &Scene, backend: &[IpAddr]) {
+    for address in backend {
         let (iptables, vip, to) = match address {
             IpAddr::V4(_) => ("iptables", VIPS[0], format!("{address}:80")),
             IpAddr::V6(_) => ("ip6tables", VIPS[1], format!("[{address}]:80")),
@@ -29,7 +30,8 @@ fn translate(scene: &Scene, backend: &Pod) {
     }
 }
 
-fn expect(scene: &Scene, from: &Pod, wanted: &Outcome, when: &str) {
+/// Asks the Service until the answer is this one.
+pub fn expect(scene: &Scene, from: &Pod, wanted: &Outcome, when: &str) {
     for vip in VIPS {
         let probe = Probe::new(&from.netns, Transport::Tcp, vip.parse().expect("it is an address"), 80);
         let mut last = None;
@@ -45,7 +47,7 @@ fn expect(scene: &Scene, from: &Pod, wanted: &Outcome, when: &str) {
 fn set_up(scene: &Scene) {
     let spec = json!({"clusterIP": VIPS[0], "clusterIPs": VIPS, "selector": {"app": "b"}, "ports": [{"port": 80}]});
     scene.put(&objects::service("web", "s", &spec));
-    translate(scene, &scene.pods[1]);
+    translate(scene, &scene.pods[1].addresses);
     scene.policy(
         "p",
         "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: b}}}]}]}",

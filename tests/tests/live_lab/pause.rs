@@ -3,10 +3,15 @@
 use std::time::{Duration, Instant};
 
 use palisade_tests::lab::agent::palisade;
-use palisade_tests::lab::{Agent, AgentOptions, Connection, ControlPlane, Pod, PodSpec, Source, objects};
-use serde_json::Value;
+use palisade_tests::lab::probe::Probe;
+use palisade_tests::lab::server::Server;
+use palisade_tests::lab::{
+    Agent, AgentOptions, Connection, ControlPlane, Outcome, Pod, PodSpec, Source, Transport, objects,
+};
+use serde_json::{Value, json};
 
-use crate::scene::{PATIENCE, Scene, eventually};
+use crate::exits::{VIPS, expect, translate};
+use crate::scene::{AT_ONCE, PATIENCE, Scene, eventually};
 
 /// Pod `b` may be sent what is for port 80, and may send nothing.
 const ONLY_80: &str =
@@ -82,7 +87,7 @@ fn the_whole_node_is_paused_without_an_agent_and_an_agent_that_starts_tells_of_i
     scene.expect_tcp(&unknown, a, 80, false, "nobody knows it");
     agent.kill().expect("it runs");
     let (success, said) = run(&scene, "pause --all --for 60s");
-    assert!(success && said.contains("PAUSED every pod of the node") && said.contains("no agent runs"), "{said}");
+    assert!(success && said.contains("PAUSED every pod of the node") && said.contains("no agent answers"), "{said}");
     scene.expect_tcp(a, b, 81, true, "paused");
     scene.expect_tcp(&unknown, a, 80, true, "paused, and unknown");
     let agent = scene.start();
@@ -133,4 +138,88 @@ fn a_pause_is_an_event_of_the_pod() {
         })
     };
     assert!(eventually(PATIENCE, told), "{:?}", reasons());
+}
+
+/// A pod that may be sent anything could be sent answers, which would open what it may not open itself.
+#[test]
+fn what_a_paused_pod_opens_ends_with_the_pause_though_anybody_may_send_to_it() {
+    let scene = Scene::new("pauseopen");
+    let [a, ..] = &scene.pods;
+    let agent = scene.start();
+    scene.policy_in_force(&agent, "p", "{podSelector: {matchLabels: {app: d}}, policyTypes: [Egress]}");
+    // Born under the policy: every opening of its own was seen, so nobody doubts which end opened what.
+    let d = scene.node.start_pod(&scene.lab, PodSpec::new("web", "d", &[("app", "d")])).expect("a pod");
+    let _server = Server::start(scene.lab.guard(), &d.netns, &d.name, &[80], &[]).expect("a server");
+    scene.put(&objects::pod(&d, &scene.node));
+    assert!(eventually(PATIENCE, || scene.endpoint(&d)["state"] == "enforced"), "{}", scene.endpoints());
+    scene.expect_tcp(&d, a, 80, false, "before");
+    assert!(run(&scene, "pause web/d --for 60s").0);
+    assert!(scene.endpoint(&d)["paused_until"].is_string() && scene.endpoint(a)["paused_until"].is_null());
+    let mut connection = Connection::open(&d.netns, a.ipv4(), 80).expect("it is paused");
+    assert!(connection.echoes(PATIENCE), "it is paused");
+    let datagrams = Datagram::new(&d, a);
+    assert!(eventually(PATIENCE, || datagrams.answered()), "it is paused");
+    assert!(run(&scene, "pause --end web/d").0);
+    assert!(!connection.echoes(AT_ONCE), "no rule admits it");
+    assert!(!datagrams.answered() && !datagrams.answered(), "no rule admits it");
+    scene.expect_tcp(a, &d, 80, true, "the other way is open");
+}
+
+/// A socket of UDP that stays the same.
+struct Datagram(std::net::UdpSocket);
+
+impl Datagram {
+    fn new(from: &Pod, to: &Pod) -> Self {
+        let socket = from.netns.run(|| std::net::UdpSocket::bind((from.ipv4(), 0))).expect("a socket");
+        socket.connect((to.ipv4(), 53)).expect("an address");
+        socket.set_read_timeout(Some(AT_ONCE)).expect("it is not 0");
+        Self(socket)
+    }
+
+    fn answered(&self) -> bool {
+        self.0.send(b"question").is_ok() && self.0.recv(&mut [0; 64]).is_ok()
+    }
+}
+
+/// Behind a Service two pods have their say: who is paused is not who is asked there.
+#[test]
+fn behind_a_service_only_the_paused_pods_policy_is_silent() {
+    let scene = Scene::new("pausesvc");
+    let [a, b, _] = &scene.pods;
+    let service = json!({"clusterIP": VIPS[0], "clusterIPs": VIPS, "selector": {"app": "b"}, "ports": [{"port": 80}]});
+    scene.put(&objects::service("web", "s", &service));
+    translate(&scene, &b.addresses);
+    let agent = scene.start();
+    scene.policy_in_force(&agent, "p", "{podSelector: {matchLabels: {app: a}}, policyTypes: [Egress]}");
+    let (silence, reached) = (Outcome::TimedOut, Outcome::Reached(b.name.clone()));
+    expect(&scene, a, &silence, "before");
+    assert!(run(&scene, "pause web/b --for 60s").0);
+    expect(&scene, a, &silence, "while its server is paused");
+    assert!(run(&scene, "pause web/a --for 60s").0);
+    expect(&scene, a, &reached, "while it is paused");
+    assert!(run(&scene, "pause --end web/b").0);
+    scene.policy_in_force(&agent, "q", "{podSelector: {matchLabels: {app: b}}}");
+    expect(&scene, a, &silence, "while it is paused and its server admits nobody");
+    assert!(run(&scene, "pause --all --for 60s").0);
+    expect(&scene, a, &reached, "while everything is paused");
+}
+
+/// Where marked packets end up at the node.
+#[test]
+fn what_a_service_leads_to_at_the_node_is_paused_for_its_client() {
+    let scene = Scene::new("pausenode");
+    let [a, b, _] = &scene.pods;
+    let service = json!({"clusterIP": VIPS[0], "clusterIPs": VIPS, "ports": [{"port": 80}]});
+    scene.put(&objects::service("web", "s", &service));
+    let _server = Server::start_on(scene.lab.guard(), &scene.node, "node", &[80], &[]).expect("a server");
+    translate(&scene, &scene.node.addresses);
+    let agent = scene.start();
+    scene.policy_in_force(&agent, "p", "{podSelector: {}, policyTypes: [Egress]}");
+    expect(&scene, a, &Outcome::TimedOut, "before");
+    assert!(run(&scene, "pause web/a --for 60s").0);
+    expect(&scene, a, &Outcome::Reached("node".to_owned()), "while it is paused");
+    let other = Probe::new(&b.netns, Transport::Tcp, VIPS[0].parse().expect("an address"), 80);
+    assert_eq!(other.ask_within(AT_ONCE), Outcome::TimedOut, "another pod");
+    assert!(run(&scene, "pause --end web/a").0);
+    expect(&scene, a, &Outcome::TimedOut, "afterwards");
 }

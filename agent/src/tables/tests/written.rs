@@ -137,6 +137,10 @@ impl<W: Written> Tables for Whole<'_, W> {
         false
     }
 
+    fn paused_until(&self) -> u32 {
+        self.0.flows().paused_until
+    }
+
     fn keeps_existing(&self) -> bool {
         self.0.flows().keeps_existing
     }

@@ -61,6 +61,7 @@ pub struct Stub {
     pub now: u64,
     pub keeps: bool,
     pub pressure: bool,
+    pub paused_until: u32,
     pub listens: Option<bool>,
     pub connected: Option<bool>,
     /// Numbers of the tables in which a rule admits everything.
@@ -164,6 +165,10 @@ impl Tables for Stub {
 
     fn pressure(&self, _now: u64) -> bool {
         self.pressure
+    }
+
+    fn paused_until(&self) -> u32 {
+        self.paused_until
     }
 
     fn keeps_existing(&self) -> bool {

@@ -50,6 +50,7 @@ fn asked(tables: &Stub, record: &EndpointRecord, packet: &Packet, hook: Hook) ->
             admitting: vec![admitting],
             now: tables.now,
             pressure: tables.pressure,
+            paused_until: tables.paused_until,
             listens: tables.listens,
             connected: tables.connected,
             ..Stub::default()
@@ -89,6 +90,15 @@ fn which_end_opened_a_flow_of_datagrams() {
             // Half a minute later nothing is under way any more, nor where the pod was isolated from the first on.
             assert_eq!(asked(&tables, &record(0, 969), &datagram, hook), FORWARD, "{case}");
             assert_eq!(asked(&tables, &record(0, 0), &datagram, hook), FORWARD, "{case}");
+            // What passed by a pause is not remembered, and may be under way as long.
+            let paused = |paused_until| Stub { now: NOW, connected, paused_until, ..Stub::default() };
+            for (until, wanted) in [(2000, wanted), (970, wanted), (969, FORWARD)] {
+                assert_eq!(
+                    asked(&paused(until), &record(0, 0), &datagram, hook),
+                    wanted,
+                    "{case}, paused until {until}"
+                );
+            }
             let other = packet(hook, protocol::ICMP, local, remote);
             assert_eq!(asked(&tables, &record(0, 970), &other, hook), FORWARD, "{case}: no sockets tell");
             let opening = Packet { traits: packet_trait::OPENING, ..datagram };
@@ -113,11 +123,13 @@ fn which_end_opened_a_connection() {
         (Some(false), FromPod, FORWARD),
         (Some(false), ToPod, REVERSE),
     ] {
-        for (midstream, pressure) in [(true, false), (false, true), (true, true), (false, false)] {
+        // A connection that passed by a pause may be silent for long after it.
+        let doubts = [(true, false, 0), (false, true, 0), (true, true, 0), (false, false, 1), (false, false, 0)];
+        for (midstream, pressure, paused_until) in doubts {
             let record = record(if midstream { endpoint_flag::MIDSTREAM } else { 0 }, 0);
-            let tables = Stub { now: NOW, listens, pressure, ..Stub::default() };
+            let tables = Stub { now: NOW, listens, pressure, paused_until, ..Stub::default() };
             let segment = packet(hook, protocol::TCP, 80, 4000);
-            let wanted = if midstream || pressure { wanted } else { FORWARD };
+            let wanted = if midstream || pressure || paused_until != 0 { wanted } else { FORWARD };
             assert_eq!(asked(&tables, &record, &segment, hook), wanted, "{listens:?}, {hook:?}");
             let opening = Packet { traits: packet_trait::OPENING, ..segment };
             assert_eq!(asked(&tables, &record, &opening, hook), FORWARD, "{listens:?}, {hook:?}");
