@@ -94,7 +94,7 @@ fn attempt(kind: &Kind, stop: &AtomicBool) -> Result<AttemptCounts> {
             made += 1;
         }
         while let Some((since, socket)) = pending.front() {
-            let reached = socket.as_ref().map_or(Ok(false), connected)?;
+            let reached = socket.as_ref().map_or(Ok(false), answered)?;
             if !reached && since.elapsed() < patience {
                 break;
             }
@@ -127,9 +127,10 @@ fn begin(to: SocketAddr) -> Result<Option<OwnedFd>> {
     }
 }
 
-fn connected(socket: &OwnedFd) -> Result<bool> {
-    let mut asked = [PollFd::new(socket, PollFlags::OUT)];
+/// The server has said who it is, and says nothing more: a last word that crosses the reset would be refused.
+fn answered(socket: &OwnedFd) -> Result<bool> {
+    let mut asked = [PollFd::new(socket, PollFlags::IN)];
     poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-    let ready = asked[0].revents().contains(PollFlags::OUT);
+    let ready = asked[0].revents().contains(PollFlags::IN);
     Ok(ready && sockopt::socket_error(socket)?.is_ok())
 }
