@@ -73,7 +73,17 @@ impl<'a, T: Tables> At<'a, T> {
         let (protocol, family) = (packet.protocol, packet.family);
         // The key in its place: as another function's value it would be copied once more.
         Self {
-            key: FlowKey { low: *low, high: *high, low_port, high_port, protocol, family, pad: 0 },
+            key: FlowKey {
+                low: *low,
+                high: *high,
+                low_port,
+                high_port,
+                protocol,
+                family,
+                pad: 0,
+                #[cfg(feature = "layout-test")]
+                pad_added: [0; 2],
+            },
             tables,
             record,
             packet,
@@ -219,7 +229,8 @@ impl<'p> Ends<'p> {
 pub fn key(packet: &Packet) -> (FlowKey, usize) {
     let Ends { low, high, low_port, high_port, sender } = Ends::of(packet);
     let (protocol, family) = (packet.protocol, packet.family);
-    (FlowKey { low: *low, high: *high, low_port, high_port, protocol, family, pad: 0 }, sender)
+    let (low, high) = (*low, *high);
+    (FlowKey { low, high, low_port, high_port, protocol, family, ..FlowKey::default() }, sender)
 }
 
 /// Any total order does, as long as all who share the table agree. Without a branch: each would double what the verifier reads, and the

@@ -7,14 +7,25 @@
 //! Byte order: addresses are kept as they travel (network order); ports and numbers are in host order unless the name ends
 //! in `_be`.
 
+#[macro_use]
+mod permuted;
 mod flows;
 mod services;
 
 pub use self::flows::*;
 pub use self::services::*;
+use permuted::ADDED;
 
 /// Raised with every change to a struct or constant here; part of the pin path.
+///
+/// The next agent reads what one of another version has left by the names of fields, as the maps' own BTF has them: a field of the same
+/// name and size means the same in every version, and an integer may become wider. So a field whose meaning changes gets another name;
+/// what is padding has a name that begins with `pad`. Flows are taken over as long as every field of [`FlowKey`] is in both versions.
+#[cfg(not(feature = "layout-test"))]
 pub const LAYOUT_VERSION: u32 = 4;
+/// Of a build that exists for tests of the change between two versions (see `permuted.rs`).
+#[cfg(feature = "layout-test")]
+pub const LAYOUT_VERSION: u32 = 1_000_004;
 
 /// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///
@@ -81,28 +92,30 @@ impl Versioned {
 
 // === Configuration ===
 
-/// Index 0 of the one-element array CONFIG. The agent maps it into its memory and stores whole words.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Config {
-    /// The epoch that is in force.
-    pub epoch: u32,
-    /// 1: a stale flow is taken over without judging it again (`--existing-flows keep`).
-    pub keep_existing: u32,
-    /// Flow insertions (see [`FlowStats::inserts`]) above which the flow table may have evicted something.
-    pub inserts_safe: u64,
-    /// Until this time (ns, CLOCK_MONOTONIC) flows evicted earlier may still be wanted.
-    pub pressure_until: u64,
-    /// Mid-stream admissions per endpoint and second.
-    pub midstream_budget: u32,
-    /// Events per CPU and second.
-    pub events_budget: u32,
-    /// 1: a device by which packets leave the node lacks its program, so that nobody would judge what becomes of Service traffic.
-    pub exits_missing: u32,
-    /// When the last pause ends or has ended (seconds, CLOCK_MONOTONIC, rounded up); 0: there was none, and PAUSES is empty.
-    pub paused_until: u32,
+permuted! {
+    /// Index 0 of the one-element array CONFIG. The agent maps it into its memory and stores whole words.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Config {
+        /// The epoch that is in force.
+        pub epoch: u32,
+        /// 1: a stale flow is taken over without judging it again (`--existing-flows keep`).
+        pub keep_existing: u32,
+        /// Flow insertions (see [`FlowStats::inserts`]) above which the flow table may have evicted something.
+        pub inserts_safe: u64,
+        /// Until this time (ns, CLOCK_MONOTONIC) flows evicted earlier may still be wanted.
+        pub pressure_until: u64,
+        /// Mid-stream admissions per endpoint and second.
+        pub midstream_budget: u32,
+        /// Events per CPU and second.
+        pub events_budget: u32,
+        /// 1: a device by which packets leave the node lacks its program, so that nobody would judge what becomes of Service traffic.
+        pub exits_missing: u32,
+        /// When the last pause ends or has ended (seconds, CLOCK_MONOTONIC, rounded up); 0: there was none, and PAUSES is empty.
+        pub paused_until: u32,
+    }
 }
-const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<Config>() == 40 + ADDED);
 
 /// Index 0 of the one-element array FLOW_STATS, raised atomically by the programs.
 #[repr(C)]
@@ -148,46 +161,48 @@ pub const RECORD_NONE: u32 = u32::MAX;
 /// How many addresses of one family an endpoint may own.
 pub const ADDRESSES_MAX: usize = 4;
 
-/// RECORDS (array): everything the programs know of one endpoint. Immutable while an ENDPOINTS entry refers to it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EndpointRecord {
-    /// Interface index of the host side of the veth; 0: the record is not in use.
-    pub ifindex: u32,
-    /// Stays the same for one pod; an address reused by another pod inherits no flow, as the generation differs. Never 0.
-    pub generation: u32,
-    /// Small number that is stable for the endpoint's life: index into ENDPOINT_STATS.
-    pub number: u32,
-    /// Bits of [`endpoint_flag`].
-    pub flags: u32,
-    /// Judges what is sent to the pod / what the pod sends.
-    pub ingress: TableRef,
-    pub egress: TableRef,
-    /// Network namespace id of the veth's other end, relative to the node's namespace; negative: unknown.
-    pub netns_id: i32,
-    /// The pod's MAC: first four bytes, then last two bytes in the low half (both as they lie in the packet).
-    pub mac_hi: u32,
-    pub mac_lo: u32,
-    pub v4_count: u32,
-    pub v6_count: u32,
-    /// Fingerprint of the pod's identity (its UID), so that the next agent recognises the record.
-    pub identity_hi: u32,
-    pub identity_lo: u32,
-    /// Second (CLOCK_MONOTONIC) in which a policy began to isolate the pod in a direction in which it was open before; 0: it never was.
-    pub isolated_at: u32,
-    /// What marks the packets of flows that the pod opens, shifted into the bits of the stamp's mask; 0: none. Index into STAMPS.
-    pub stamp: u32,
-    pub pad: u32,
-    /// The first of the IPv4 addresses once more, as a peer's address: what stands for the pod where it is masqueraded.
-    pub as_peer: Address,
-    /// IPv4 addresses, network order.
-    pub v4: [u32; ADDRESSES_MAX],
-    /// The directed broadcast address of each, network order; 0: none.
-    pub v4_broadcast: [u32; ADDRESSES_MAX],
-    /// IPv6 addresses, link-local ones included.
-    pub v6: [Address; ADDRESSES_MAX],
+permuted! {
+    /// RECORDS (array): everything the programs know of one endpoint. Immutable while an ENDPOINTS entry refers to it.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct EndpointRecord {
+        /// Interface index of the host side of the veth; 0: the record is not in use.
+        pub ifindex: u32,
+        /// Stays the same for one pod; an address reused by another pod inherits no flow, as the generation differs. Never 0.
+        pub generation: u32,
+        /// Small number that is stable for the endpoint's life: index into ENDPOINT_STATS.
+        pub number: u32,
+        /// Bits of [`endpoint_flag`].
+        pub flags: u32,
+        /// Judges what is sent to the pod / what the pod sends.
+        pub ingress: TableRef,
+        pub egress: TableRef,
+        /// Network namespace id of the veth's other end, relative to the node's namespace; negative: unknown.
+        pub netns_id: i32,
+        /// The pod's MAC: first four bytes, then last two bytes in the low half (both as they lie in the packet).
+        pub mac_hi: u32,
+        pub mac_lo: u32,
+        pub v4_count: u32,
+        pub v6_count: u32,
+        /// Fingerprint of the pod's identity (its UID), so that the next agent recognises the record.
+        pub identity_hi: u32,
+        pub identity_lo: u32,
+        /// Second (CLOCK_MONOTONIC) in which a policy began to isolate the pod in a direction in which it was open before; 0: it never was.
+        pub isolated_at: u32,
+        /// What marks the packets of flows that the pod opens, shifted into the bits of the stamp's mask; 0: none. Index into STAMPS.
+        pub stamp: u32,
+        pub pad: u32,
+        /// The first of the IPv4 addresses once more, as a peer's address: what stands for the pod where it is masqueraded.
+        pub as_peer: Address,
+        /// IPv4 addresses, network order.
+        pub v4: [u32; ADDRESSES_MAX],
+        /// The directed broadcast address of each, network order; 0: none.
+        pub v4_broadcast: [u32; ADDRESSES_MAX],
+        /// IPv6 addresses, link-local ones included.
+        pub v6: [Address; ADDRESSES_MAX],
+    }
 }
-const _: () = assert!(size_of::<EndpointRecord>() == 112 + 16 + 16 + 64);
+const _: () = assert!(size_of::<EndpointRecord>() == 112 + 16 + 16 + 64 + ADDED);
 
 /// A decision table and what it says to classes that have no row in it.
 #[repr(C)]

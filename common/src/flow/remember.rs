@@ -93,6 +93,8 @@ pub(super) fn insert<T: Tables>(at: &At<'_, T>, ruling: Ruling, flags: u32, new:
         revoked: zero,
         client: at.client.0,
         client_generation: at.client.1,
+        #[cfg(feature = "layout-test")]
+        pad_added: [zero; 2],
     };
     set_judged(&mut value, opener, role, at.judgement());
     value.flags |= ruling.deferred_bit() << opener;

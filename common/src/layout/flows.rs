@@ -1,22 +1,25 @@
 //! What is remembered of flows and of datagrams in pieces.
 
 use super::Address;
+use super::permuted::ADDED;
 
-/// FLOWS (LRU hash): both directions of a flow have one key: the end with the lower (address, port) comes first.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FlowKey {
-    pub low: Address,
-    pub high: Address,
-    /// Host order. ICMP echo: the identifier in both; protocols without ports: 0.
-    pub low_port: u16,
-    pub high_port: u16,
-    pub protocol: u8,
-    /// [`Family`] as a number.
-    pub family: u8,
-    pub pad: u16,
+permuted! {
+    /// FLOWS (LRU hash): both directions of a flow have one key: the end with the lower (address, port) comes first.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    pub struct FlowKey {
+        pub low: Address,
+        pub high: Address,
+        /// Host order. ICMP echo: the identifier in both; protocols without ports: 0.
+        pub low_port: u16,
+        pub high_port: u16,
+        pub protocol: u8,
+        /// [`Family`] as a number.
+        pub family: u8,
+        pub pad: u16,
+    }
 }
-const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<FlowKey>() == 40 + ADDED);
 
 /// One judgement that is remembered: valid while both numbers are the endpoint's and the node's own.
 #[repr(C)]
@@ -28,25 +31,27 @@ pub struct Judgement {
     pub generation: u32,
 }
 
-/// FLOWS: who opened the flow, and what was decided about it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowValue {
-    /// By opener (0: the low end, 1: the high end) and role (0: egress of the opener, 1: ingress of the other end).
-    pub judged: [[Judgement; 2]; 2],
-    /// Nanoseconds, CLOCK_MONOTONIC (coarse), of about the last packet.
-    pub seen: u64,
-    /// Bits of [`flow_flag`].
-    pub flags: u32,
-    /// TCP: the sequence number after each end's FIN (by sender: low, high).
-    pub fin_next: [u32; 2],
-    /// Protocols without connections: when a judgement was first found to hold no longer, and which one; see [`revoked`].
-    pub revoked: u32,
-    /// The pod of this node that opened the flow behind a masqueraded address: its interface index and generation; 0: none.
-    pub client: u32,
-    pub client_generation: u32,
+permuted! {
+    /// FLOWS: who opened the flow, and what was decided about it.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct FlowValue {
+        /// By opener (0: the low end, 1: the high end) and role (0: egress of the opener, 1: ingress of the other end).
+        pub judged: [[Judgement; 2]; 2],
+        /// Nanoseconds, CLOCK_MONOTONIC (coarse), of about the last packet.
+        pub seen: u64,
+        /// Bits of [`flow_flag`].
+        pub flags: u32,
+        /// TCP: the sequence number after each end's FIN (by sender: low, high).
+        pub fin_next: [u32; 2],
+        /// Protocols without connections: when a judgement was first found to hold no longer, and which one; see [`revoked`].
+        pub revoked: u32,
+        /// The pod of this node that opened the flow behind a masqueraded address: its interface index and generation; 0: none.
+        pub client: u32,
+        pub client_generation: u32,
+    }
 }
-const _: () = assert!(size_of::<FlowValue>() == 64);
+const _: () = assert!(size_of::<FlowValue>() == 64 + ADDED);
 
 /// [`FlowValue::revoked`]: a moment in seconds (CLOCK_MONOTONIC, 30 bits), and which judgement; 0: none.
 #[inline(always)]
