@@ -98,7 +98,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         pins = %config.pin_dir.display(),
         attach = kernel.mode().name(),
         epoch = kernel.epoch(),
-        endpoints = kernel.endpoints().len(),
+        endpoints = kernel.earlier().endpoints.len(),
         "started; what an earlier agent left stays in force until the first complete list"
     );
     if !kernel.other_sizes().is_empty() {

@@ -5,6 +5,7 @@
 mod account;
 mod attachments;
 mod exits;
+mod handover;
 mod marks;
 mod pauses;
 mod retry;
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api::events::Events;
-use crate::compile::{Catalog, Compiler, Limits, Numbers};
+use crate::compile::{Catalog, Compiler, Limits};
 use crate::config::AgentConfig;
 use crate::facts::{Change, Fault, Kind, NodeChange, Update, VethChange};
 use crate::index::Index;
@@ -104,17 +105,15 @@ fn second() -> u32 {
 impl Agent {
     pub fn new(config: &AgentConfig, kernel: Kernel, signals: Signals) -> Self {
         let limits = Limits { stamps_max: config.settings.stamp_mask.stamps_max(), ..kernel.sizes().limits() };
-        let mut compiler = Compiler::new(limits).start_above(Numbers::highest(kernel.tables()));
-        compiler.adopt(kernel.endpoints().values().copied());
-        compiler.adopt_services(kernel.tables());
-        let earlier_names =
-            if kernel.endpoints().is_empty() { None } else { observe::read_catalog(&config.pin_dir).ok() };
+        let compiler = handover::compiler(limits, &kernel);
+        let first = kernel.earlier().is_none();
+        let earlier_names = if first { None } else { observe::read_catalog(&config.pin_dir).ok() };
         let earlier_names = earlier_names.unwrap_or_default();
         Self {
             node_name: config.node_name.clone(),
             pin_dir: config.pin_dir.clone(),
             flows: FlowWatch::new(&config.pin_dir, &kernel),
-            succeeded: !kernel.endpoints().is_empty(),
+            succeeded: !first,
             kernel,
             index: Index::new(&config.node_name),
             compiler,
@@ -186,7 +185,7 @@ impl Agent {
     fn take_veth(&mut self, change: VethChange) {
         if let Some(veth) = &change.veth {
             self.attachments.renamed(veth.ifindex, &veth.name);
-            if self.succeeded || !veth.older {
+            if (self.succeeded || !veth.older) && !self.is_anothers(veth) {
                 self.attach(veth.ifindex, veth.name.clone());
             }
         } else if let Some(name) = self.attachments.forget(change.ifindex)
@@ -217,6 +216,7 @@ impl Agent {
             self.retry_exits(now);
             self.after_attaching();
         }
+        self.end_handover();
         if self.stuck.as_ref().is_some_and(|stuck| stuck.retry.at <= now) {
             self.settle();
         }
@@ -250,6 +250,7 @@ impl Agent {
         self.verify_exits();
         self.look_at_marks();
         self.look_at_pauses();
+        self.end_handover();
         self.after_attaching();
     }
 
@@ -365,16 +366,25 @@ impl Agent {
             }
         }
         self.signals.metrics.set_failed_writes(self.kernel.failed_writes());
-        self.attach_all();
-        if first || self.synced {
-            self.attach_exits();
-        }
-        if first && self.stuck.is_none() {
-            self.first_sync();
+        if self.synced || self.stuck.is_none() || !self.kernel.has_predecessors() {
+            self.put_in_force(first);
         }
         self.after_attaching();
         self.answer_waiting();
         self.signals.fill.set(self.kernel.tables());
+    }
+
+    /// Programs go where they are missing. Where packets end up first, as these have to know whom others mark there.
+    fn put_in_force(&mut self, first: bool) {
+        self.begin_handover();
+        if first || self.synced {
+            self.attach_exits();
+        }
+        self.attach_all();
+        if first && self.stuck.is_none() {
+            self.first_sync();
+            self.end_handover();
+        }
     }
 
     /// Programs of interfaces that were not tried yet; at the first time those that are older than the agent, whose tables are in

@@ -49,6 +49,9 @@ impl AttachMode {
 }
 
 /// To-pod first: what the pod is sent is the more urgent half. Where one half fails, the other is attached nevertheless.
+///
+/// Between the two the pod's other program may be one with other tables, which knows nothing of a flow that the first has let through
+/// (see [`super::Kernel::doubt_predecessors`]).
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     pins: &PinDir,
@@ -112,7 +115,17 @@ pub(super) fn standing_of(
     (name, place): (&str, TcAttachType),
 ) -> anyhow::Result<Standing> {
     let ours = program_mut(ebpf, name)?.info()?.id();
-    let all: Vec<(Option<u32>, String)> = match mode {
+    let all = programs_at(mode, ifindex, place)?;
+    Ok(match all.iter().position(|(program, _)| *program == Some(ours)) {
+        None => Standing::Missing,
+        Some(0) => Standing::First,
+        Some(_) => Standing::Behind(all[0].1.clone()),
+    })
+}
+
+/// Ids, where they are programs, and names of what is on an interface, in the order in which they are asked.
+fn programs_at(mode: AttachMode, ifindex: u32, place: TcAttachType) -> anyhow::Result<Vec<(Option<u32>, String)>> {
+    Ok(match mode {
         AttachMode::Tcx | AttachMode::Auto => {
             let programs = SchedClassifier::query_tcx(&name_of(ifindex)?, place)?.1;
             programs.iter().map(|it| (Some(it.id()), it.name_as_str().unwrap_or_default().to_owned())).collect()
@@ -121,11 +134,14 @@ pub(super) fn standing_of(
             let filters = filters::list(ifindex, parent(place))?;
             filters.into_iter().map(|filter| (filter.program, filter.title())).collect()
         }
-    };
-    Ok(match all.iter().position(|(program, _)| *program == Some(ours)) {
-        None => Standing::Missing,
-        Some(0) => Standing::First,
-        Some(_) => Standing::Behind(all[0].1.clone()),
+    })
+}
+
+/// Programs of some version of ours are on the interface in both directions.
+pub(super) fn is_judged(mode: AttachMode, ifindex: u32) -> bool {
+    PLACES.into_iter().all(|(name, place)| {
+        let programs = programs_at(mode, ifindex, place).unwrap_or_default();
+        programs.iter().any(|(_, found)| found == name)
     })
 }
 

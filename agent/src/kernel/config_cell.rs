@@ -59,7 +59,7 @@ impl ConfigCell {
             midstream_budget,
             events_budget,
             exits_missing,
-            paused_until: _,
+            ..
         } = *settings;
         self.store_exits_missing(exits_missing != 0);
         let config = self.config.as_ptr();

@@ -17,6 +17,9 @@ use super::maps::Maps;
 /// How long evicted flows may still be wanted: as long as a silent connection is remembered.
 const PRESSURE_NS: u64 = 5 * 24 * 3600 * 1_000_000_000;
 
+/// How long what was under way while flows were taken over from another table may be met.
+pub(super) const MOMENT_NS: u64 = 30 * 1_000_000_000;
+
 /// Entries that an LRU map may hold back per CPU on its local free lists.
 const HELD_BACK_PER_CPU: u64 = 256;
 
@@ -39,13 +42,13 @@ pub struct FlowWatch {
 }
 
 /// Nanoseconds, CLOCK_MONOTONIC.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// [`Config::pressure_until`](palisade_common::layout::Config::pressure_until) where flows were lost just now.
-pub(super) fn pressure_from_now() -> u64 {
+pub(super) fn lasting_pressure() -> u64 {
     now() + PRESSURE_NS
 }
 
@@ -66,11 +69,19 @@ impl FlowWatch {
         }
     }
 
+    /// Flows may be unknown though they were opened and admitted, as so many were taken over from another table while it was in use, or
+    /// none at all: connections get the benefit of the doubt for a moment, or for as long as an evicted one does.
+    pub fn doubt(&mut self, maps: &Maps, taken_over: Option<u64>) {
+        let complete = taken_over.is_some_and(|flows| flows <= self.capacity);
+        self.pressure_until = self.pressure_until.max(if complete { now() + MOMENT_NS } else { lasting_pressure() });
+        maps.config.store_pressure(self.inserts_safe, self.pressure_until);
+    }
+
     /// Takes a finished count, begins one if it is time, and tells the programs.
     pub fn look(&mut self, maps: &Maps) -> anyhow::Result<()> {
         let inserts = maps.flow_stats()?.inserts;
         if inserts > self.inserts_safe {
-            self.pressure_until = pressure_from_now();
+            self.pressure_until = lasting_pressure();
         }
         if let Some(counting) = &self.counting {
             match counting.try_recv() {

@@ -77,6 +77,7 @@ impl Maps {
     /// The maps that an agent has pinned below `root`.
     pub fn open_pinned(root: &Path) -> anyhow::Result<Self> {
         let folder = super::pins::maps_folder(root);
+        super::pins::expect_ours(root)?;
         Self::collect(|name| {
             let path = folder.join(name);
             let data = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -195,6 +196,31 @@ impl Maps {
 
     pub(super) fn remove_flow(&mut self, key: &FlowKey) -> anyhow::Result<()> {
         Ok(absent_is_fine(self.flows.remove(&Plain(*key)))?)
+    }
+
+    /// Every flow there is.
+    pub(super) fn each_flow(&self, mut see: impl FnMut(&FlowKey, &FlowValue)) -> anyhow::Result<()> {
+        Ok(self.all_flows.for_each(|key, value| see(&key.0, &value.0))?)
+    }
+
+    /// Puts many flows at once, whether they are there or not.
+    pub(super) fn put_flows(&self, keys: &[Plain<FlowKey>], values: &[Plain<FlowValue>]) -> anyhow::Result<()> {
+        self.all_flows.put(keys, values).context("FLOWS")
+    }
+
+    /// Puts a flow if it is not there yet, or, as `known` says, only if it still is. Returns whether it was put.
+    pub(super) fn put_flow(&mut self, key: &FlowKey, value: &FlowValue, known: bool) -> anyhow::Result<bool> {
+        // linux/bpf.h
+        const BPF_NOEXIST: u64 = 1;
+        const BPF_EXIST: u64 = 2;
+        let flags = if known { BPF_EXIST } else { BPF_NOEXIST };
+        match self.flows.insert(Plain(*key), Plain(*value), flags) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::AlreadyExists => {
+                Ok(false)
+            }
+            gone => Ok(absent_is_fine(gone).map(|()| false)?),
+        }
     }
 
     /// Reads everything; flows may be many.

@@ -11,10 +11,12 @@ mod exits;
 mod filters;
 mod flows;
 mod found;
+mod handover;
 mod link;
 mod maps;
 mod pinned;
 mod pins;
+mod predecessors;
 mod qdisc;
 mod routing_rules;
 mod sizes;
@@ -33,12 +35,15 @@ use palisade_common::layout::{Config, EndpointRecord};
 
 pub use attach::{AttachMode, Standing, detach_clsact};
 pub use flows::FlowWatch;
+pub use handover::Earlier;
 pub use maps::{Maps, Snapshot};
 pub use pins::{PinDir, abandoned, is_in_use, maps_folder, remove_all as remove_pins};
+pub use predecessors::Copied;
 pub use sizes::{OtherSize, Sizes};
 pub use stamp_mask::StampMask;
 
 use self::found::FoundMaps;
+use self::predecessors::Predecessors;
 use self::trouble::Trouble;
 use crate::tables::plan::{Installed, Write};
 use crate::tables::{Delta, Tables};
@@ -86,6 +91,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     maps: Maps,
     pins: PinDir,
+    predecessors: Predecessors,
+    earlier: Earlier,
     /// As wanted, and no more than the maps hold.
     sizes: Sizes,
     /// Maps that an earlier agent made of another size.
@@ -117,12 +124,23 @@ impl Kernel {
         if EBPF_OBJECT.is_empty() {
             bail!("this palisade was built without its kernel programs; build it with `cargo xtask build`");
         }
+        let mut predecessors = Predecessors::find(&pins)?;
         let FoundMaps { held, forgetful } = found::maps(&pins, sizes)?;
         let mut ebpf = load(&pins, sizes, &held, settings)?;
         let mut maps = Maps::take(&mut ebpf)?;
-        let installed = adopt::installed(&mut maps)?;
+        let inherited = predecessors.read(&pins);
+        handover::take_pauses(&mut maps, &inherited)?;
+        let found_at = maps.config.epoch();
+        let installed = adopt::installed(&mut maps, inherited.last().map(|last| last.epoch))?;
         let (inserts_safe, pressure_until) = maps.config.pressure();
-        let pressure_until = if forgetful { flows::pressure_from_now() } else { pressure_until };
+        let pressure_until = if forgetful { flows::lasting_pressure() } else { pressure_until };
+        let pressure_until = inherited.iter().map(|earlier| earlier.pressure_until).fold(pressure_until, u64::max);
+        // Until an agent has attached what is needed; what an earlier one has attached is still there.
+        let exits_missing = match inherited.last() {
+            Some(last) => last.exits_missing,
+            None => installed.is_new() || maps.config.exits_missing(),
+        };
+        let earlier = Earlier::new(found_at, &installed.tables().endpoints, inherited, predecessors.are_unknown());
         let config = Config {
             epoch: installed.epoch(),
             keep_existing: u32::from(settings.keep_existing),
@@ -131,9 +149,8 @@ impl Kernel {
             pressure_until,
             midstream_budget: settings.midstream_budget,
             events_budget: settings.events_budget,
-            // Until an agent has attached what is needed; what an earlier one has attached is still there.
-            exits_missing: u32::from(installed.is_new() || maps.config.exits_missing()),
-            paused_until: 0,
+            exits_missing: u32::from(exits_missing),
+            ..Config::default()
         };
         maps.config.store_settings(&config);
         let mode = mode.resolve()?;
@@ -143,6 +160,8 @@ impl Kernel {
             ebpf,
             maps,
             pins,
+            predecessors,
+            earlier,
             sizes,
             other_sizes,
             installed,
@@ -245,6 +264,7 @@ impl Kernel {
     ///
     /// When one of them cannot be put there; the other one is, if it can.
     pub fn attach(&mut self, ifindex: u32, interface: &str) -> anyhow::Result<()> {
+        self.take_links(ifindex)?;
         attach::attach(&mut self.ebpf, &self.pins, self.mode, ifindex, interface)
     }
 
@@ -265,6 +285,7 @@ impl Kernel {
 
     /// Puts the program on a device by which packets leave the node.
     pub fn attach_exit(&mut self, ifindex: u32, interface: &str, has_link_header: bool) -> anyhow::Result<()> {
+        self.take_exit(ifindex, has_link_header)?;
         exits::attach(&mut self.ebpf, (&self.pins, self.mode), ifindex, interface, has_link_header)
     }
 
@@ -278,11 +299,12 @@ impl Kernel {
 
     /// Devices that an agent has put programs on, whatever has become of them.
     pub fn exits(&self) -> anyhow::Result<Vec<u32>> {
-        self.pins.exits()
+        Ok([self.pins.exits()?, self.predecessors.exits()?].concat())
     }
 
     /// Puts the program before the sockets of a cgroup.
     pub fn attach_deliver(&mut self, cgroup: &Path) -> anyhow::Result<()> {
+        self.take_deliver()?;
         exits::attach_deliver(&mut self.ebpf, &self.pins, cgroup)
     }
 

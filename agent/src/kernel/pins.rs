@@ -15,10 +15,14 @@ use super::{link, qdisc};
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// Has an empty folder, as a bpffs takes no files, for each interface that was given its clsact qdisc by us: named by its index.
-const QDISCS: &str = "clsact";
+pub(super) const QDISCS: &str = "clsact";
 
 /// Links of the programs where packets leave, apart from those of pods' interfaces.
-const EXITS: &str = "exits";
+pub(super) const EXITS: &str = "exits";
+
+/// Those of pods' interfaces, and the maps.
+pub(super) const LINKS: &str = "links";
+pub(super) const MAPS: &str = "maps";
 
 /// A folder on a bpffs, locked for this process.
 #[derive(Debug)]
@@ -37,7 +41,7 @@ impl PinDir {
         mount_if_needed(root)?;
         refuse_read_only(root)?;
         let current = root.join(version_name());
-        for folder in ["maps", "links", EXITS, QDISCS].map(|folder| current.join(folder)) {
+        for folder in [MAPS, LINKS, EXITS, QDISCS].map(|folder| current.join(folder)) {
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
         let Some(lock) = lock_alone(root)? else {
@@ -55,11 +59,11 @@ impl PinDir {
     }
 
     pub fn map(&self, name: &str) -> PathBuf {
-        self.current().join("maps").join(name)
+        self.current().join(MAPS).join(name)
     }
 
     pub fn link(&self, ifindex: u32, program: &str) -> PathBuf {
-        self.current().join("links").join(format!("{ifindex}-{program}"))
+        self.current().join(LINKS).join(format!("{ifindex}-{program}"))
     }
 
     /// Of a device by which packets leave the node.
@@ -105,7 +109,7 @@ impl PinDir {
     /// Interfaces that have a link pinned or a qdisc of ours, whatever has become of them.
     pub fn interfaces(&self) -> anyhow::Result<Vec<u32>> {
         let mut found = Vec::new();
-        for folder in ["links", QDISCS] {
+        for folder in [LINKS, QDISCS] {
             for entry in fs::read_dir(self.current().join(folder))? {
                 found.extend(ifindex_of(&entry?.path()));
             }
@@ -116,13 +120,31 @@ impl PinDir {
     }
 }
 
-fn ifindex_of(path: &Path) -> Option<u32> {
+pub(super) fn ifindex_of(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.split('-').next()?.parse().ok()
 }
 
 /// Folder of the maps of this layout below a pin folder.
 pub fn maps_folder(root: &Path) -> PathBuf {
-    root.join(version_name()).join("maps")
+    root.join(version_name()).join(MAPS)
+}
+
+/// An error that says so, if what is pinned is another version's alone.
+pub(super) fn expect_ours(root: &Path) -> anyhow::Result<()> {
+    let names = |versions: Vec<PathBuf>| {
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        versions.iter().map(name).collect::<Vec<_>>().join(", ")
+    };
+    let others = others(root).unwrap_or_default();
+    if !others.is_empty() && !maps_folder(root).join("CONFIG").exists() {
+        bail!(
+            "what is pinned below {} has another layout ({}) than this palisade ({}) reads: ask the palisade of the agent that has put it there",
+            root.display(),
+            names(others),
+            version_name()
+        );
+    }
+    Ok(())
 }
 
 fn version_name() -> String {
@@ -184,31 +206,67 @@ pub fn abandoned(root: &Path) -> anyhow::Result<Option<Abandoned>> {
 /// interface any longer when this returns.
 pub fn remove_all(folder: &Abandoned) -> anyhow::Result<()> {
     let root = &folder.root;
-    for entry in fs::read_dir(root).with_context(|| format!("reading {}", root.display()))? {
-        let version = entry?.path();
-        if !version.is_dir() || !is_version(&version) {
-            continue;
+    let detach = |pin: &Path| {
+        link::detach(pin).with_context(|| format!("detaching {}", pin.display()))?;
+        remove_pin(pin)
+    };
+    let forget = |marker: &Path| {
+        if let Some(ifindex) = ifindex_of(marker) {
+            qdisc::remove_if_empty(ifindex).with_context(|| format!("the clsact qdisc of interface {ifindex}"))?;
         }
-        for folder in ["links", EXITS] {
-            remove_folder(&version.join(folder), |pin| {
-                link::detach(pin).with_context(|| format!("detaching {}", pin.display()))?;
-                remove_pin(pin)
-            })?;
-        }
-        remove_folder(&version.join(QDISCS), |folder| {
-            if let Some(ifindex) = ifindex_of(folder) {
-                qdisc::remove_if_empty(ifindex).with_context(|| format!("the clsact qdisc of interface {ifindex}"))?;
-            }
-            Ok(fs::remove_dir(folder)?)
-        })?;
-        remove_folder(&version.join("maps"), remove_pin)?;
-        fs::remove_dir(&version).with_context(|| format!("removing {}", version.display()))?;
+        Ok(fs::remove_dir(marker)?)
+    };
+    for version in versions(root)? {
+        remove_version(&version, detach, forget)?;
     }
     match fs::remove_dir(root) {
         // A mount point stays, and so does what is another's.
         Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
         result => result.with_context(|| format!("removing {}", root.display())),
     }
+}
+
+/// The folders that agents of whatever version have made.
+fn versions(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut versions = entries(root)?;
+    versions.retain(|path| path.is_dir() && is_version(path));
+    versions.sort();
+    Ok(versions)
+}
+
+/// Those of other layouts than ours.
+pub(super) fn others(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let ours = root.join(version_name());
+    Ok(versions(root)?.into_iter().filter(|version| *version != ours).collect())
+}
+
+/// What is in a folder, with its path; nothing, if there is no folder.
+pub(super) fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let listed = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.with_context(|| format!("reading {}", folder.display()))?,
+    };
+    listed.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Removes a version's folder: links and marks of qdiscs as it is said, then the maps, of which CONFIG goes first as a sign to who looks
+/// at the rest.
+pub(super) fn remove_version(
+    version: &Path,
+    link: impl Fn(&Path) -> anyhow::Result<()>,
+    marker: impl Fn(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    for folder in [LINKS, EXITS] {
+        remove_folder(&version.join(folder), &link)?;
+    }
+    remove_folder(&version.join(QDISCS), marker)?;
+    let maps = version.join(MAPS);
+    match fs::remove_file(maps.join("CONFIG")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("removing CONFIG"),
+        _ => {}
+    }
+    remove_folder(&maps, remove_pin)?;
+    fs::remove_dir(version).with_context(|| format!("removing {}", version.display()))
 }
 
 /// Named `v` and a number.
@@ -218,17 +276,18 @@ fn is_version(folder: &Path) -> bool {
 }
 
 /// A pin, or an empty folder that somebody put in its place.
-fn remove_pin(pin: &Path) -> anyhow::Result<()> {
+pub(super) fn remove_pin(pin: &Path) -> anyhow::Result<()> {
     Ok(if fs::symlink_metadata(pin)?.is_dir() { fs::remove_dir(pin) } else { fs::remove_file(pin) }?)
 }
 
 fn remove_folder(folder: &Path, remove: impl Fn(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for entry in entries {
-        let path = entry?.path();
+    for path in entries(folder)? {
         remove(&path).with_context(|| format!("removing {}", path.display()))?;
     }
-    fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.with_context(|| format!("removing {}", folder.display())),
+    }
 }
 
 /// Whether the path (or the nearest folder above it that exists) is on a bpffs.

@@ -1,0 +1,83 @@
+//! From an agent with another layout of the tables to this one: what it has put on the node judges by its tables until ours are in force.
+
+use palisade_common::layout::{EndpointRecord, endpoint_flag};
+
+use super::Agent;
+use crate::compile::{Compiler, Limits, Numbers};
+use crate::facts::Veth;
+use crate::kernel::{Copied, Kernel};
+
+/// One that goes on where earlier agents of any version ended.
+pub(super) fn compiler(limits: Limits, kernel: &Kernel) -> Compiler {
+    let earlier = kernel.earlier();
+    let numbers = [Some(kernel.tables()), earlier.services.as_ref()].into_iter().flatten().map(Numbers::highest);
+    let mut compiler = numbers.fold(Compiler::new(limits), Compiler::start_above);
+    let records = earlier.endpoints.values();
+    if kernel.has_predecessors() {
+        compiler.adopt(records.map(newly_isolated));
+    } else {
+        compiler.adopt(records.copied());
+    }
+    compiler.adopt_services(match &earlier.services {
+        Some(services) if kernel.tables().services.is_empty() => services,
+        _ => kernel.tables(),
+    });
+    compiler
+}
+
+/// What opens while flows are taken over may be unknown, as what was opened before a pod was isolated is: the same is done about it.
+fn newly_isolated(record: &EndpointRecord) -> EndpointRecord {
+    const ISOLATED: u32 = endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS;
+    EndpointRecord { flags: record.flags & !ISOLATED, ..*record }
+}
+
+impl Agent {
+    /// The interface is judged by another version's tables, or by ours as they were in its time, and stays so until the first complete list.
+    pub(super) fn is_anothers(&self, veth: &Veth) -> bool {
+        !self.synced && self.kernel.has_predecessors() && self.kernel.is_judged(veth.ifindex)
+    }
+
+    /// Before programs are replaced, which then know all flows but those of this moment.
+    pub(super) fn begin_handover(&mut self) {
+        if !self.synced && self.kernel.has_predecessors() {
+            self.take_flows();
+            if let Err(error) = self.kernel.doubt_predecessors() {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "telling programs of another version that they are being replaced"
+                );
+            }
+        }
+    }
+
+    /// Once all programs are replaced: takes what was opened meanwhile, and removes what is left of the other version.
+    pub(super) fn end_handover(&mut self) {
+        if !self.synced || !self.kernel.has_predecessors() {
+            return;
+        }
+        self.take_flows();
+        if !self.attachments.failed().is_empty() || !self.exits.attachments.failed().is_empty() {
+            return;
+        }
+        match self.kernel.sweep_predecessors() {
+            Ok(()) => {
+                tracing::info!("what an agent of another version had put on the node goes on with this one's programs")
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "removing what an agent of another version left")
+            }
+        }
+    }
+
+    fn take_flows(&mut self) {
+        let copied = self.kernel.copy_flows();
+        match &copied {
+            Ok(Copied { found, taken }) => tracing::info!(found, taken, "flows of another version taken over"),
+            Err(error) => tracing::warn!(
+                error = format!("{error:#}"),
+                "flows of another version cannot be taken over: connections are met mid-stream"
+            ),
+        }
+        self.flows.doubt(self.kernel.maps(), copied.ok().map(|copied| copied.found));
+    }
+}

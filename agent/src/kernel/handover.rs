@@ -1,0 +1,118 @@
+//! What an agent of another version has put on the node goes on with this one's programs and tables.
+
+use std::collections::BTreeMap;
+
+use palisade_common::layout::EndpointRecord;
+
+use super::exits::program_of;
+use super::flows::{MOMENT_NS, now};
+use super::maps::Maps;
+use super::pins::{EXITS, LINKS};
+use super::predecessors::Inherited;
+use super::{Copied, FROM_POD, Kernel, TO_POD, attach};
+use crate::tables::Tables;
+
+/// What earlier agents knew, of our version and of others.
+#[derive(Clone, Debug, Default)]
+pub struct Earlier {
+    /// Records by interface, of whoever had one last.
+    pub endpoints: BTreeMap<u32, EndpointRecord>,
+    /// SERVICES and BACKENDS alone, of the last agent of another version.
+    pub services: Option<Tables>,
+    /// There was one of which nothing more is known.
+    pub unknown: bool,
+}
+
+impl Earlier {
+    /// `epoch`: that of our own tables, as they were found.
+    pub(super) fn new(
+        epoch: u32,
+        own: &BTreeMap<u32, EndpointRecord>,
+        inherited: Vec<Inherited>,
+        unknown: bool,
+    ) -> Self {
+        let (before, after): (Vec<_>, Vec<_>) = inherited.into_iter().partition(|other| other.epoch <= epoch);
+        let mut earlier = Self { unknown, ..Self::default() };
+        before.iter().for_each(|other| earlier.endpoints.extend(&other.endpoints));
+        earlier.endpoints.extend(own);
+        after.iter().for_each(|other| earlier.endpoints.extend(&other.endpoints));
+        earlier.services = before.into_iter().chain(after).next_back().map(|last| last.services);
+        earlier
+    }
+
+    /// No agent has enforced anything on this node yet.
+    pub fn is_none(&self) -> bool {
+        self.endpoints.is_empty() && !self.unknown
+    }
+}
+
+/// What is paused stays paused, and what has passed meanwhile is known to have.
+pub(super) fn take_pauses(maps: &mut Maps, inherited: &[Inherited]) -> anyhow::Result<()> {
+    inherited.iter().for_each(|other| maps.config.raise_paused_until(other.paused_until));
+    let (ours, now) = (maps.pauses()?, now());
+    let all = inherited.iter().flat_map(|other| &other.pauses);
+    for (key, until) in all.filter(|(key, until)| **until > now && !ours.contains_key(key)) {
+        maps.set_pause(*key, Some(*until))?;
+    }
+    Ok(())
+}
+
+impl Kernel {
+    /// Agents of other versions have left programs or tables that were not taken over yet.
+    pub fn has_predecessors(&self) -> bool {
+        !self.predecessors.is_empty()
+    }
+
+    /// What earlier agents of any version knew.
+    pub fn earlier(&self) -> &Earlier {
+        &self.earlier
+    }
+
+    /// Programs of some version are on the interface in both directions, so that it is judged by that version's tables.
+    pub fn is_judged(&self, ifindex: u32) -> bool {
+        attach::is_judged(self.mode, ifindex)
+    }
+
+    /// Copies the flows of other versions' tables that ours does not have, or has from longer ago.
+    ///
+    /// # Errors
+    ///
+    /// Says why they cannot go on.
+    pub fn copy_flows(&mut self) -> anyhow::Result<Copied> {
+        self.predecessors.copy_flows(&self.pins, &mut self.maps, now())
+    }
+
+    /// Programs of other versions that are still in use meet answers to what ours have let through, for a moment.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be told so: these may then be refused.
+    pub fn doubt_predecessors(&self) -> anyhow::Result<()> {
+        let now = now();
+        let second = u32::try_from(now / 1_000_000_000).unwrap_or(u32::MAX);
+        self.predecessors.doubt(now + MOMENT_NS, second)
+    }
+
+    /// Everything goes on with our programs: removes what is left of the other versions.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be removed. The rest is for the next call, or the next agent.
+    pub fn sweep_predecessors(&mut self) -> anyhow::Result<()> {
+        self.predecessors.sweep(&self.pins)
+    }
+
+    pub(super) fn take_links(&self, ifindex: u32) -> std::io::Result<()> {
+        [FROM_POD, TO_POD]
+            .iter()
+            .try_for_each(|name| self.predecessors.take_link(&self.pins.link(ifindex, name), LINKS))
+    }
+
+    pub(super) fn take_exit(&self, ifindex: u32, has_link_header: bool) -> std::io::Result<()> {
+        self.predecessors.take_link(&self.pins.exit(ifindex, program_of(has_link_header)), EXITS)
+    }
+
+    pub(super) fn take_deliver(&self) -> std::io::Result<()> {
+        self.predecessors.take_link(&self.pins.deliver(), EXITS)
+    }
+}
