@@ -10,8 +10,8 @@ use crate::{build, paths, setup};
 
 pub fn bench(arguments: &[String]) -> Result<()> {
     ensure!(output(Command::new("id").arg("-u"))?.trim() == "0", "the lab makes network namespaces: run this as root");
-    let object = build::kernel_programs(&setup::toolchain()?)?;
-    build::build()?;
+    let object = build::kernel_programs(&setup::toolchain()?, build::Variant::Palisade)?;
+    build::build(build::Variant::Palisade)?;
     setup::lab()?;
     setup::control_plane()?;
     run(Command::new("cargo")

@@ -13,16 +13,56 @@ use crate::setup::{self, Toolchain};
 /// The kernel runs eBPF in the machine's own byte order.
 const TARGET: &str = if cfg!(target_endian = "little") { "bpfel-unknown-none" } else { "bpfeb-unknown-none" };
 
-/// Builds everything; returns the agent's path.
-pub fn build() -> Result<PathBuf> {
+/// Which of the two agents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    Palisade,
+    /// With another layout of its tables, for tests of the change between two versions.
+    LayoutTest,
+}
+
+impl Variant {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Palisade => "palisade",
+            Self::LayoutTest => "palisade-layout-test",
+        }
+    }
+
+    /// What cargo builds and is kept, by cargo's name and the one that it gets.
+    const fn programs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Palisade => &[("palisade-cni", "palisade-cni"), ("palisade", "palisade")],
+            Self::LayoutTest => &[("palisade", "palisade-layout-test")],
+        }
+    }
+
+    /// Where the kernel programs are built, below the target folder.
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Palisade => "bpf",
+            Self::LayoutTest => "bpf-layout-test",
+        }
+    }
+
+    const fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::Palisade => &[],
+            Self::LayoutTest => &["--features", "layout-test"],
+        }
+    }
+}
+
+/// Builds an agent with its programs; returns its path.
+pub fn build(variant: Variant) -> Result<PathBuf> {
     let toolchain = setup::toolchain()?;
-    let object = step("kernel programs", || {
-        let object = kernel_programs(&toolchain)?;
+    let object = step(&format!("kernel programs of {}", variant.name()), || {
+        let object = kernel_programs(&toolchain, variant)?;
         let outcome = object.display().to_string();
         Ok((object, outcome))
     })?;
-    step("palisade", || {
-        let binary = agent(&toolchain, &object)?;
+    step(variant.name(), || {
+        let binary = agent(&toolchain, &object, variant)?;
         let megabytes = fs::metadata(&binary)?.len() / 1_000_000;
         let outcome = format!("{}, static, {megabytes} MB", binary.display());
         Ok((binary, outcome))
@@ -31,10 +71,10 @@ pub fn build() -> Result<PathBuf> {
 
 /// Builds the eBPF crate with the stable compiler: `RUSTC_BOOTSTRAP=1` admits `-Z build-std`, for no published toolchain
 /// has a core library for this target.
-pub fn kernel_programs(toolchain: &Toolchain) -> Result<PathBuf> {
-    let folder = paths::target().join("bpf");
+pub fn kernel_programs(toolchain: &Toolchain, variant: Variant) -> Result<PathBuf> {
+    let folder = paths::target().join(variant.folder());
     let mut command = ebpf_cargo(toolchain, "build");
-    command.args(["--release", "--bin", "palisade"]).arg("--target-dir").arg(&folder);
+    command.args(["--release", "--bin", "palisade"]).args(variant.features()).arg("--target-dir").arg(&folder);
     run(&mut command)?;
     let object = folder.join(TARGET).join("release/palisade");
     ensure!(object.exists(), "cargo built no {}", object.display());
@@ -69,13 +109,14 @@ pub fn ebpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Command {
     command
 }
 
-fn agent(toolchain: &Toolchain, object: &Path) -> Result<PathBuf> {
+fn agent(toolchain: &Toolchain, object: &Path, variant: Variant) -> Result<PathBuf> {
     let target = &toolchain.compiler.host;
     let mut command = Command::new("cargo");
     command
         .current_dir(paths::workspace())
         // With `--target`, the flags are not those of build scripts and macros.
         .args(["build", "--release", "--package", "palisade", "--bins", "--target", target])
+        .args(variant.features())
         .arg("--target-dir")
         .arg(paths::target())
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
@@ -85,17 +126,17 @@ fn agent(toolchain: &Toolchain, object: &Path) -> Result<PathBuf> {
         command.env("PALISADE_COMMIT", commit.trim());
     }
     run(&mut command)?;
-    for program in ["palisade-cni", "palisade"] {
+    for (program, name) in variant.programs() {
         let built = paths::target().join(target).join("release").join(program);
         ensure!(is_static(&built)?, "{} asks for a dynamic loader; it should be static", built.display());
-        let place = paths::target().join("release").join(program);
+        let place = paths::target().join("release").join(name);
         fs::create_dir_all(place.parent().expect("it lies in a folder"))?;
         // By a rename, as the old one may be running.
         let part = place.with_extension("part");
         fs::copy(&built, &part).with_context(|| format!("cannot write {}", part.display()))?;
         fs::rename(&part, &place)?;
     }
-    Ok(paths::target().join("release/palisade"))
+    Ok(paths::target().join("release").join(variant.name()))
 }
 
 /// A 64-bit ELF file is static when it has no PT_INTERP program header.

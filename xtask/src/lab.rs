@@ -10,7 +10,7 @@ use crate::{build, paths, setup};
 
 pub fn run_program(program: &str, arguments: &[String]) -> Result<()> {
     ensure!(output(Command::new("id").arg("-u"))?.trim() == "0", "the lab makes network namespaces: run this as root");
-    build::build()?;
+    build::build(build::Variant::Palisade)?;
     setup::lab()?;
     build_helpers()?;
     // In our place, so that a signal reaches the program that has something to clean up.

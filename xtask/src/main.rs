@@ -17,7 +17,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND [ARGUMENTS]
 
   setup    sets up what is missing: rust-src, bpf-linker, packages, a C++ compiler, the Go-built parts of the lab
-  build    the kernel programs and the static binary target/release/palisade
+  build    the kernel programs and the static binary target/release/palisade; `--layout-test`: an agent of another version, for tests
   test     everything that must pass, from formatting to the live lab; `test --list` names the stages,
            `test STAGE…` runs only these
   demo     a node in network namespaces before and after the agent; `--keep` leaves it standing
@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     let rest: Vec<String> = arguments.collect();
     let result = match command.as_str() {
         "setup" => setup::all(),
-        "build" => build::build().map(drop),
+        "build" if rest == ["--layout-test"] => build::build(build::Variant::LayoutTest).map(drop),
+        "build" => build::build(build::Variant::Palisade).map(drop),
         "test" => test::run_test(&rest),
         "demo" => lab::run_program("palisade-demo", &rest),
         "fuzz" => fuzz::fuzz(&rest),

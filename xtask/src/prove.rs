@@ -17,7 +17,7 @@ pub fn prove(arguments: &[String]) -> Result<()> {
         let user = output(Command::new("id").arg("-u"))?;
         ensure!(user.trim() == "0", "--loaded loads the kernel programs: run this as root");
     }
-    let object = build::kernel_programs(&setup::toolchain()?)?;
+    let object = build::kernel_programs(&setup::toolchain()?, build::Variant::Palisade)?;
     run(Command::new("cargo")
         .current_dir(paths::workspace())
         .args(["build", "--profile", PROFILE, "--package", "palisade-tests", "--bin", "palisade-prove", "--target-dir"])

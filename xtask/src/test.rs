@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::build::Variant;
 use crate::command::{output, run, step};
 use crate::lab::build_helpers;
 use crate::{build, fuzz, paths, setup};
@@ -22,7 +23,11 @@ const STAGES: &[Stage] = &[
     Stage { name: "clippy", about: "lints of every crate, the kernel programs included", run: clippy },
     Stage { name: "unit", about: "tests that need neither root nor set-up", run: unit },
     Stage { name: "fuzz", about: "libFuzzer, a fixed number of inputs for each target", run: fuzz::bounded },
-    Stage { name: "build", about: "the kernel programs and the static agent", run: || build::build().map(drop) },
+    Stage {
+        name: "build",
+        about: "the kernel programs and the static agent, and those of another version",
+        run: build,
+    },
     Stage { name: "live", about: "tests in the kernel, in the lab and against a real API server (root)", run: live },
 ];
 
@@ -73,7 +78,8 @@ fn fmt() -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    run(&mut cargo(&["clippy", "--quiet", "--all-targets", "--all-features", "--", "-D", "warnings"]))?;
+    let features = "palisade/live,palisade-tests/live";
+    run(&mut cargo(&["clippy", "--quiet", "--all-targets", "--features", features, "--", "-D", "warnings"]))?;
     let toolchain = setup::toolchain()?;
     run(build::ebpf_cargo(&toolchain, "clippy")
         .args(["--quiet", "--release", "--bin", "palisade", "--target-dir"])
@@ -83,6 +89,11 @@ fn clippy() -> Result<()> {
 
 fn unit() -> Result<()> {
     run(cargo(&["test", "--quiet"]).env(OBJECT_VARIABLE, kernel_programs()?))
+}
+
+fn build() -> Result<()> {
+    build::build(Variant::Palisade)?;
+    build::build(Variant::LayoutTest).map(drop)
 }
 
 fn live() -> Result<()> {
@@ -104,5 +115,5 @@ const OBJECT_VARIABLE: &str = "PALISADE_EBPF_OBJECT";
 
 fn kernel_programs() -> Result<PathBuf> {
     let toolchain = setup::toolchain()?;
-    step("kernel programs", || Ok((build::kernel_programs(&toolchain)?, "built".into())))
+    step("kernel programs", || Ok((build::kernel_programs(&toolchain, Variant::Palisade)?, "built".into())))
 }
