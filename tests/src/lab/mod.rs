@@ -20,7 +20,9 @@ pub mod programs;
 pub mod proxy;
 pub mod raw;
 pub mod server;
+pub mod traffic;
 pub mod tunnel;
+pub mod versions;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

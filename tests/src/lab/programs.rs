@@ -33,6 +33,12 @@ pub fn agent() -> Result<PathBuf> {
     find("release/palisade").context("the agent is not built: `cargo xtask build`")
 }
 
+/// The same with another layout of its tables.
+pub fn agent_of_another_layout() -> Result<PathBuf> {
+    find("release/palisade-layout-test")
+        .context("the agent for tests of layouts is not built: `cargo xtask build --layout-test`")
+}
+
 /// Tests lie in target/debug/deps, programs in target/debug, the rest in target.
 fn find(name: &str) -> Option<PathBuf> {
     let program = env::current_exe().ok()?;
