@@ -15,12 +15,12 @@ use tokio::time::{Instant, sleep_until};
 use crate::agent::{Agent, Signals};
 use crate::api::OpenSource;
 use crate::api::events::Events as Notices;
-use crate::cni::server::{self, Senders};
+use crate::cni::server::{self, Ask, Senders};
 use crate::cni::{keeper, socket_path};
 use crate::config::AgentConfig;
 use crate::facts::{NodeChange, Update};
 use crate::kernel::{Kernel, PinDir};
-use crate::node::{self, NodeConfig};
+use crate::node::{self, NodeConfig, Telling};
 use crate::observe::events::Events;
 use crate::observe::http::{self, Readiness};
 use crate::observe::metrics::Metrics;
@@ -48,20 +48,11 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     // Before anything is made or loaded.
     let source = OpenSource::open(&config.source).await?;
     let pins = PinDir::open(&config.pin_dir)?;
-    let (ask_sender, mut asks) = mpsc::channel(QUEUE);
-    let (telling_sender, tellings) = mpsc::channel(QUEUE);
-    let (trouble_sender, cni_trouble) = watch::channel(None);
     let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
     let (node_sender, mut node_changes) = mpsc::channel::<Vec<NodeChange>>(QUEUE);
     let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
     let mut tasks = JoinSet::new();
-    // What is asked before the programs are loaded waits.
-    let socket = socket_path(&config.pin_dir);
-    let senders = Senders { agent: ask_sender, node: telling_sender };
-    tasks.spawn(async move { match server::run(socket, senders).await {} });
-    if let Some((places, plugin)) = config.cni.clone() {
-        tasks.spawn(async move { keeper::keep(places, plugin, trouble_sender).await });
-    }
+    let Plugin { mut asks, tellings, mut trouble } = plugin(&config, &mut tasks);
     let (notices, waiting_notices) = Notices::channel();
     if let Some(publisher) = source.publisher(&config.node_name, waiting_notices) {
         tasks.spawn(async move {
@@ -92,25 +83,15 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         let server = http::serve(listener, metrics.clone(), ready);
         tasks.spawn(async move { match server.await {} });
     }
-    tracing::info!(
-        version = crate::VERSION,
-        node = %config.node_name,
-        pins = %config.pin_dir.display(),
-        attach = kernel.mode().name(),
-        epoch = kernel.epoch(),
-        endpoints = kernel.earlier().endpoints.len(),
-        "started; what an earlier agent left stays in force until the first complete list"
-    );
-    if !kernel.other_sizes().is_empty() {
-        let others: Vec<String> = kernel.other_sizes().iter().map(ToString::to_string).collect();
-        tracing::warn!(
-            "an earlier agent made maps of other sizes, and what fits these is the limit: {}; `palisade uninstall` between two agents \
-             lets the next one make them anew",
-            others.join(", ")
-        );
-    }
-    let mut trouble = cni_trouble.clone();
-    let signals = Signals { metrics, fill, pod_cidrs: cidr_sender, ready: ready_sender, events: notices, cni_trouble };
+    tell_start(&config, &kernel);
+    let signals = Signals {
+        metrics,
+        fill,
+        pod_cidrs: cidr_sender,
+        ready: ready_sender,
+        events: notices,
+        cni_trouble: trouble.clone(),
+    };
     let mut agent = Agent::new(&config, kernel, signals);
     let mut catalog_at: Option<Instant> = None;
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;
@@ -163,6 +144,46 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     agent.write_catalog();
     tracing::info!("asked to stop; enforcement stays in place (`palisade uninstall` ends it)");
     Ok(())
+}
+
+/// What comes by way of the CNI plugin.
+struct Plugin {
+    asks: mpsc::Receiver<Ask>,
+    tellings: mpsc::Receiver<Telling>,
+    trouble: watch::Receiver<Option<String>>,
+}
+
+/// Serves the plugin, and keeps it in the runtime's chain if that is wanted. What it asks before the programs are loaded waits.
+fn plugin(config: &AgentConfig, tasks: &mut JoinSet<anyhow::Result<()>>) -> Plugin {
+    let (agent, asks) = mpsc::channel(QUEUE);
+    let (node, tellings) = mpsc::channel(QUEUE);
+    let (trouble_sender, trouble) = watch::channel(None);
+    let socket = socket_path(&config.pin_dir);
+    tasks.spawn(async move { match server::run(socket, Senders { agent, node }).await {} });
+    if let Some((places, plugin)) = config.cni.clone() {
+        tasks.spawn(async move { keeper::keep(places, plugin, trouble_sender).await });
+    }
+    Plugin { asks, tellings, trouble }
+}
+
+fn tell_start(config: &AgentConfig, kernel: &Kernel) {
+    tracing::info!(
+        version = crate::VERSION,
+        node = %config.node_name,
+        pins = %config.pin_dir.display(),
+        attach = kernel.mode().name(),
+        epoch = kernel.epoch(),
+        endpoints = kernel.earlier().endpoints.len(),
+        "started; what an earlier agent left stays in force until the first complete list"
+    );
+    if !kernel.other_sizes().is_empty() {
+        let others: Vec<String> = kernel.other_sizes().iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            "an earlier agent made maps of other sizes, and what fits these is the limit: {}; `palisade uninstall` between two agents \
+             lets the next one make them anew",
+            others.join(", ")
+        );
+    }
 }
 
 /// What aya-log is for: oddities that the programs report at debug level.

@@ -1,0 +1,72 @@
+//! Programs on pods' interfaces: put there, looked after, taken off.
+
+use std::sync::Arc;
+
+use super::Agent;
+use crate::facts::VethChange;
+use crate::kernel::Standing;
+
+impl Agent {
+    /// A veth that is new is closed here and now, before anything is known of it. One that was there before the first agent of this
+    /// node stays as it is until the first complete list.
+    pub(super) fn take_veth(&mut self, change: VethChange) {
+        if let Some(veth) = &change.veth {
+            self.attachments.renamed(veth.ifindex, &veth.name);
+            if (self.succeeded || !veth.older) && !self.is_anothers(veth) {
+                self.attach(veth.ifindex, veth.name.clone());
+            }
+        } else if let Some(name) = self.attachments.forget(change.ifindex)
+            && let Err(error) = self.kernel.detach(change.ifindex)
+        {
+            tracing::warn!(interface = %name, error = format!("{error:#}"), "taking the programs off");
+        }
+        self.index.apply_veth(change);
+    }
+
+    pub(super) fn attach(&mut self, ifindex: u32, name: Arc<str>) {
+        if !self.attachments.has(ifindex) {
+            let result = self.kernel.attach(ifindex, &name);
+            self.attachments.tried(ifindex, name, result);
+        }
+    }
+
+    /// Puts programs back that somebody took off an interface, and tells of programs that somebody put in front of them.
+    pub fn verify_attached(&mut self) {
+        for (ifindex, name) in self.attachments.all() {
+            match self.kernel.standing(ifindex) {
+                Ok(Standing::First) => self.attachments.found_behind(ifindex, None),
+                Ok(Standing::Behind(program)) => self.attachments.found_behind(ifindex, Some(program)),
+                Ok(Standing::Missing) => {
+                    tracing::warn!(interface = %name, "somebody took a program off the interface; attached again");
+                    let result = self.kernel.attach(ifindex, &name);
+                    self.attachments.tried(ifindex, name, result);
+                }
+                // Most likely the interface is about to go.
+                Err(error) => {
+                    tracing::debug!(interface = %name, error = format!("{error:#}"), "looking at the programs")
+                }
+            }
+        }
+        self.verify_exits();
+        self.look_at_marks();
+        self.look_at_pauses();
+        self.end_handover();
+        self.after_attaching();
+    }
+
+    /// Programs of interfaces that were not tried yet; at the first time those that are older than the agent, whose tables are in
+    /// place now.
+    pub(super) fn attach_all(&mut self) {
+        let missing: Vec<(u32, Arc<str>)> = self
+            .index
+            .veths()
+            .filter(|veth| {
+                !self.attachments.has(veth.ifindex) && !self.attachments.failed().contains_key(&veth.ifindex)
+            })
+            .map(|veth| (veth.ifindex, veth.name.clone()))
+            .collect();
+        for (ifindex, name) in missing {
+            self.attach(ifindex, name);
+        }
+    }
+}
