@@ -1,12 +1,18 @@
 //! From an agent to one with another layout of its tables and back, under traffic: no verdict is wrong, and no connection ends.
 #![cfg(feature = "live")]
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+use palisade::kernel::Maps;
+use palisade_common::layout::{Address, FlowKey, FlowValue, Judgement};
+use palisade_tests::judges::Memory;
 
 use palisade_tests::lab::agent::palisade;
 use palisade_tests::lab::traffic::Tally;
 use palisade_tests::lab::versions::{Scene, Version};
 use palisade_tests::lab::{Agent, AgentOptions};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Until something happens that an agent does at its start, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -95,6 +101,45 @@ fn an_agent_that_is_killed_in_between_is_followed_by_either() {
     }
     assert!(half > 0, "no agent was killed in between");
     assert_right(&traffic.stop(), &agent);
+}
+
+/// As a busy node may have; they are what they were after a change there and back.
+#[test]
+fn fifty_thousand_flows_are_taken_over_in_a_moment() {
+    const FLOWS: u32 = 50_000;
+    let scene = Scene::new("many", 0).expect("a scene");
+    scene.start(Version::Ours).expect("an agent").stop().expect("it runs");
+    let mut memory = Memory::open(&scene.node.pin_dir).expect("its maps are pinned");
+    let now = clock_gettime(ClockId::Monotonic);
+    let seen = now.tv_sec as u64 * 1_000_000_000;
+    let flows: BTreeMap<FlowKey, FlowValue> = (0..FLOWS)
+        .map(|n| {
+            let (low, high) = (Address::v4(n), Address::v6([n, 1, !n, 2]));
+            let key =
+                FlowKey { low, high, low_port: 7, high_port: n as u16, protocol: 6, family: 4, ..FlowKey::default() };
+            let judged = [[Judgement { epoch: 1, generation: n }, Judgement { epoch: n, generation: 2 }]; 2];
+            let (fin_next, client, client_generation) = ([n, !n], n ^ 1, n ^ 2);
+            let value =
+                FlowValue { judged, seen, flags: 1, fin_next, client, client_generation, ..FlowValue::default() };
+            (key, value)
+        })
+        .collect();
+    for (key, value) in &flows {
+        memory.put_flow(*key, *value).expect("there is room");
+    }
+    scene.start(Version::Other).expect("the next agent").stop().expect("it runs");
+    let agent = scene.start(Version::Ours).expect("and back");
+    let text = agent.log_text();
+    for line in text.lines().filter(|line| line.contains("flows of another version taken over")) {
+        let field = |name: &str| -> Option<u64> { line.split_once(name)?.1.split(' ').next()?.parse().ok() };
+        let (found, ms) = field(" found=").zip(field(" ms=")).expect("both are told");
+        assert!(found >= FLOWS.into() && ms < 700, "{line}");
+        println!("{line}");
+    }
+    let there =
+        Maps::open_pinned(&scene.node.pin_dir).and_then(|maps| maps.snapshot(true)).expect("they can be read").flows;
+    let lost = flows.iter().filter(|(key, value)| there.get(key) != Some(value)).count();
+    assert_eq!(lost, 0);
 }
 
 /// As if nothing told what is in its maps: pods and connections go on nevertheless.

@@ -1,5 +1,7 @@
 //! From an agent with another layout of the tables to this one: what it has put on the node judges by its tables until ours are in force.
 
+use std::time::Instant as Clock;
+
 use palisade_common::layout::{EndpointRecord, endpoint_flag};
 
 use super::Agent;
@@ -70,9 +72,13 @@ impl Agent {
     }
 
     fn take_flows(&mut self) {
+        let started = Clock::now();
         let copied = self.kernel.copy_flows();
         match &copied {
-            Ok(Copied { found, taken }) => tracing::info!(found, taken, "flows of another version taken over"),
+            Ok(Copied { found, taken }) => {
+                let ms = started.elapsed().as_millis();
+                tracing::info!(found, taken, ms, "flows of another version taken over");
+            }
             Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
                 "flows of another version cannot be taken over: connections are met mid-stream"
