@@ -130,7 +130,7 @@ pub fn measure(size: &Size) -> Result<Vec<Phase>> {
         std::thread::sleep(Duration::from_secs(5));
         Ok(())
     };
-    phases.push(bench.phase("no restart", held, size, 1, quiet)?);
+    phases.push(Phase { restarts: 0, ..bench.phase("no restart", held, size, 1, quiet)? });
     phases.push(bench.phase("kill", held, size, size.kills, |_| {
         // The next one takes its place whether or not this one was ready.
         let mut next = bench.replace(&mut agent, None, Agent::kill)?;
