@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::Agent;
 use super::attachments::Attachments;
 use super::retry::Retry;
-use super::{Agent, Standing};
 use crate::facts::Device;
+use crate::kernel::Standing;
 
 /// What stands between a pod's Service traffic and where it may end up.
 #[derive(Debug, Default)]

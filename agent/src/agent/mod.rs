@@ -27,7 +27,7 @@ use crate::compile::{Catalog, Compiler, Limits};
 use crate::config::AgentConfig;
 use crate::facts::{Change, Fault, Kind, NodeChange, Update};
 use crate::index::Index;
-use crate::kernel::{FlowWatch, Kernel, Standing};
+use crate::kernel::{FlowWatch, Kernel};
 use crate::observe::events::Digest;
 use crate::observe::http::Readiness;
 use crate::observe::metrics::Metrics;
