@@ -334,6 +334,9 @@ pub struct Veth {
     pub pod: Option<(ObjectName, Option<Arc<str>>)>,
     /// It was there before this node's first program was attached to it: there may be connections nobody saw being opened.
     pub older: bool,
+    /// It is new on a node where CNI results are told of, and none names it yet: until then an address that it has may still be said to be that
+    /// of the pod which had it before.
+    pub awaits_result: bool,
 }
 
 /// What `node` tells: a veth is as given, or gone.

@@ -205,7 +205,7 @@ fn run(line: &str) {
 }
 
 fn line(veth: &Veth) -> String {
-    let Veth { ifindex: _, name, pod_mac, netns_id, addresses, pod, older } = veth;
+    let Veth { ifindex: _, name, pod_mac, netns_id, addresses, pod, older, awaits_result: _ } = veth;
     let mut line = name.to_string();
     line += &pod_mac.map(|mac| format!(" {}", mac.map(|byte| format!("{byte:02x}")).join(":"))).unwrap_or_default();
     line += if netns_id.is_some() { "" } else { " (no namespace)" };

@@ -215,7 +215,7 @@ pub extern "C" fn palisade_is_paused(ifindex: u32) -> u32 {
     let index = palisade_record_index(ifindex, config.epoch);
     let generation = maps::RECORDS.get(index).map_or(0, |record| record.generation);
     // SAFETY: values are words that are only ever replaced as a whole.
-    let until = |key: PauseKey| unsafe { maps::PAUSES.get(&key) }.copied();
+    let until = |key: PauseKey| unsafe { maps::PAUSES.get(key) }.copied();
     // Nobody's endpoint is every one's.
     let own = if generation == 0 { None } else { until(PauseKey { ifindex, generation }) };
     // SAFETY: a helper without arguments.

@@ -3,7 +3,7 @@
 //!     ns a team=x                       namespace; `trusted` trusts its pods
 //!     pod a/web#u1 ip=10.0.0.1,fd00::1 node=n port=http/TCP/80 app=web      `finished`, `host`, hostport=TCP/80 or TCP/80/IP
 //!     policy a/p app=web in(PEERS|PORTS) out()      subject `.` is everybody; `in()` isolates and allows nothing
-//!     veth 5 mac=5 ip=10.0.0.1/24 pod=a/web#u1      `older`; the MAC's last byte
+//!     veth 5 mac=5 ip=10.0.0.1/24 pod=a/web#u1      `older`, `new` (its CNI result will come); the MAC's last byte
 //!     service a/web ip=10.96.0.1,fd00:96::1 port=TCP/80/30080/8080 app=web     node port 0: none; target port or its name; labels: selector
 //!     own 10.0.0.1 fd00::1              the node's addresses, all of them
 //!     node n1 · relist KIND · relisted KIND · complete · -pod a/web#u1 (gone; so with all others)
@@ -247,6 +247,7 @@ fn veth(words: &[&str], gone: bool) -> VethChange {
         addresses: vec![],
         pod: None,
         older: false,
+        awaits_result: false,
     };
     let fields: BTreeMap<&str, &str> =
         words[1..].iter().map(|word| word.split_once('=').unwrap_or((word, ""))).collect();
@@ -261,6 +262,7 @@ fn veth(words: &[&str], gone: bool) -> VethChange {
                 let (name, uid) = value.split_once('#').map_or((value, None), |(name, uid)| (name, Some(uid.into())));
                 veth.pod = Some((name_of(name), uid));
             }
+            "new" => veth.awaits_result = true,
             "older" => veth.older = true,
             other => panic!("no such word of a veth: {other}"),
         }

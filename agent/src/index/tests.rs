@@ -48,6 +48,8 @@ fn identity_by_address() {
     check(&[veth, "pod a/s#1 node=n ip=fe80::1"], "Nobody");
     check(&[veth, "pod a/s#1 node=m ip=10.0.0.5"], "Nobody");
     check(&[veth, "pod a/s#1 ip=10.0.0.5"], "Nobody");
+    // The address may have been another's until now.
+    check(&["veth 5 mac=5 ip=10.0.0.5/24 new", "pod a/s#1 node=n ip=10.0.0.5"], "NotNamed");
     check(&[veth, "pod a/s#1 node=n ip=10.0.0.5 finished"], "Nobody");
     check(&[veth, "pod a/s#1 node=n ip=10.0.0.5 host"], "Nobody");
     check(&[veth, "pod a/s#1 node=n ip=10.0.0.5", "pod a/t#2 node=n ip=10.0.0.5"], "Several");

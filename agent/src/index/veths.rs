@@ -21,6 +21,8 @@ pub enum Identity {
 pub enum Unknown {
     /// The CNI result names a pod whose object has not arrived, or not as one of this node with these addresses.
     Awaited(ObjectName),
+    /// No CNI result names it yet, as one should.
+    NotNamed,
     /// No CNI result, and no pod of this node has one of its addresses.
     Nobody,
     /// More than one pod has the name or the addresses.
@@ -213,6 +215,7 @@ impl Index {
                 }
             }
             Some((name, None)) => self.find_by_name(veth, name),
+            None if veth.awaits_result => Found::Unknown(Unknown::NotNamed),
             None => self.find_by_address(veth),
         }
     }
@@ -264,6 +267,7 @@ impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Awaited(name) => write!(f, "the CNI result names pod {name}, which the API has not shown yet"),
+            Self::NotNamed => f.write_str("no CNI result names its pod yet"),
             Self::Nobody => write!(f, "no CNI result names its pod and no pod of this node has its address"),
             Self::Several(names) => {
                 let names: Vec<String> = names.iter().map(ObjectName::to_string).collect();

@@ -181,8 +181,11 @@ impl Inventory {
         for index in claims {
             self.interfaces.get_mut(&index).expect("the index was just read from it").claimed = true;
         }
+        let is_named =
+            |interface: &Interface| self.result_of(interface).is_some_and(|(result, _)| result.pod.is_some());
+        let named = self.interfaces.values().any(is_named);
         for (&ifindex, interface) in self.interfaces.iter().filter(|(_, interface)| interface.claimed) {
-            let veth = self.veth(interface);
+            let veth = self.veth(interface, named);
             if self.reported.get(&ifindex) != Some(&veth) {
                 self.reported.insert(ifindex, veth.clone());
                 changes.push(VethChange { ifindex, veth: Some(veth) });
@@ -342,7 +345,8 @@ impl Inventory {
                 || has_pod_address())
     }
 
-    fn veth(&self, interface: &Interface) -> Veth {
+    /// `named`: CNI results name pods' interfaces on this node.
+    fn veth(&self, interface: &Interface, named: bool) -> Veth {
         let Interface { link, side, older, claimed: _ } = interface;
         let result = self.result_of(interface);
         let sandbox = result.and_then(|(_, sandbox)| sandbox);
@@ -365,6 +369,7 @@ impl Inventory {
             addresses,
             pod: result.and_then(|(result, _)| result.pod.clone()),
             older: *older,
+            awaits_result: named && !*older && result.is_none(),
         }
     }
 

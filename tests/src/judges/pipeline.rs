@@ -105,5 +105,6 @@ fn veth(endpoint: &Endpoint) -> Veth {
         addresses: endpoint.addresses.clone(),
         pod: Some((ObjectName::new(&endpoint.namespace, &endpoint.pod), endpoint.uid.as_deref().map(Arc::from))),
         older: endpoint.older,
+        awaits_result: false,
     }
 }

@@ -59,7 +59,7 @@ fn result(file: &str, written: u64, pod: &str, host: &str, last: u8, text: &str)
 
 /// A change as a line of text.
 fn line(VethChange { ifindex, veth }: &VethChange) -> String {
-    let Some(Veth { ifindex: same, name, pod_mac, netns_id, addresses, pod, older }) = veth else {
+    let Some(Veth { ifindex: same, name, pod_mac, netns_id, addresses, pod, older, awaits_result }) = veth else {
         return format!("{ifindex} gone");
     };
     assert_eq!(ifindex, same);
@@ -68,7 +68,7 @@ fn line(VethChange { ifindex, veth }: &VethChange) -> String {
     line += &netns_id.filter(|&id| id != NETNS).map(|id| format!(" netns {id}")).unwrap_or_default();
     addresses.iter().for_each(|(address, length)| line += &format!(" {address}/{length}"));
     line += &pod.as_ref().map(|(name, uid)| format!(" {name} {}", uid.as_deref().unwrap_or("-"))).unwrap_or_default();
-    line + if *older { " older" } else { "" }
+    line + if *older { " older" } else { "" } + if *awaits_result { " awaits" } else { "" }
 }
 
 fn check(inventory: &mut Inventory, events: impl IntoIterator<Item = Event>, expected: &[&str]) {
@@ -85,6 +85,24 @@ fn started() -> Inventory {
     let links = vec![link(1, "lo", LinkKind::Other), link(3, "cni0", LinkKind::Bridge), port(4, "veth4", 3)];
     check(&mut inventory, [Event::Links(links)], &["4 veth4 older"]);
     inventory
+}
+
+/// Until its result is there, a new veth with an address that was another pod's is nobody's.
+#[test]
+fn a_new_one_awaits_its_result_where_others_have_one() {
+    let mut inventory = started();
+    check(&mut inventory, [answer(port(4, "veth4", 3), 1, "10.0.0.4/24")], &["4 veth4 mac 1 10.0.0.4/24 older"]);
+    // Results may be kept nowhere.
+    let first = [Event::Link(port(5, "veth5", 3)), answer(port(5, "veth5", 3), 2, "10.0.0.5/24")];
+    check(&mut inventory, first, &["5 veth5 mac 2 10.0.0.5/24"]);
+    let named = result("a", 1, "a", "veth4", 1, "10.0.0.4/24");
+    check(
+        &mut inventory,
+        [named],
+        &["4 veth4 mac 1 10.0.0.4/24 default/a uid-a older", "5 veth5 mac 2 10.0.0.5/24 awaits"],
+    );
+    let own = result("b", 2, "b", "veth5", 2, "10.0.0.5/24");
+    check(&mut inventory, [own], &["5 veth5 mac 2 10.0.0.5/24 default/b uid-b"]);
 }
 
 fn questions(inventory: &mut Inventory) -> Vec<u32> {
