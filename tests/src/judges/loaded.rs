@@ -17,6 +17,7 @@ use palisade::tables::Tables;
 use palisade_common::decide::Place;
 use palisade_common::layout::Config;
 use palisade_common::{Hook, Reason, Verdict};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::memory::Memory;
 use super::pipeline::Pipeline;
@@ -162,6 +163,14 @@ pub struct Loaded {
     /// The mark of the last packet that each interface let through.
     marks: BTreeMap<u32, u16>,
     mark: Mark,
+    /// The second (CLOCK_MONOTONIC) whose budget for connections met mid-stream the case has used.
+    budget_second: Option<i64>,
+    /// It went by, so that the program has a new budget of which the other judges know nothing: what follows cannot be compared.
+    outpaced: bool,
+}
+
+fn second() -> i64 {
+    clock_gettime(ClockId::Monotonic).tv_sec
 }
 
 impl Loaded {
@@ -181,6 +190,8 @@ impl Loaded {
             has_listener: false,
             marks: BTreeMap::new(),
             mark: Mark::Nobody,
+            budget_second: None,
+            outpaced: false,
         })
     }
 }
@@ -215,14 +226,23 @@ impl Judge for Loaded {
         let passed = packet.time - self.time.unwrap_or(packet.time);
         if passed > WORTH_AGING {
             machine.age(passed).expect("the maps can be read and written");
+            self.budget_second = None;
         }
         self.time = Some(packet.time);
-        if self.has_listener || !can_be_run(&packet.frame) {
+        if self.has_listener || self.outpaced || !can_be_run(&packet.frame) {
             return None;
         }
         let stamp = packet.by.and_then(|by| self.marks.get(&by)).copied().unwrap_or(0);
+        let before = second();
         let (verdict, marked) =
             machine.run_marked(packet, stamp).unwrap_or_else(|error| panic!("no verdict about {packet:?}: {error:#}"));
+        if matches!(verdict.reason, Reason::Midstream | Reason::MidstreamBudget) {
+            let now = second();
+            self.outpaced = now != *self.budget_second.get_or_insert(before);
+            if self.outpaced {
+                return None;
+            }
+        }
         if packet.place == Place::Pod && packet.hook == Hook::FromPod && verdict.pass {
             self.marks.insert(packet.ifindex, marked);
             let owner = if marked == 0 { None } else { machine.stamp_owner(marked) };

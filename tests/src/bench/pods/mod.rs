@@ -18,13 +18,14 @@ use world::World;
 #[derive(Clone, Copy)]
 pub struct Size {
     pub pods: usize,
-    /// A node's pod CIDR has 254 addresses.
+    /// Neighbour entries, about seven a pod, are limited for all network namespaces together (net.ipv4.neigh.default.gc_thresh3, 1,024): a node
+    /// each would not notice.
     pub wave: usize,
     pub without_plugin: usize,
     pub without_agent: usize,
 }
 
-const WHOLE: Size = Size { pods: 10_000, wave: 240, without_plugin: 1_000, without_agent: 1_000 };
+const WHOLE: Size = Size { pods: 10_000, wave: 100, without_plugin: 1_000, without_agent: 1_000 };
 
 /// Of all pods of a run.
 #[derive(Default)]
@@ -56,6 +57,11 @@ impl Outcome {
                 None => self.refused += 1,
             }
         }
+    }
+
+    /// How many came about: on the node, by ipBlock, on another node.
+    pub fn connected(&self) -> [usize; 3] {
+        [&self.local, &self.block, &self.remote].map(Vec::len)
     }
 
     fn row(&self, name: &str, goal: bool) -> Vec<String> {
