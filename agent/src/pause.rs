@@ -17,7 +17,7 @@ use crate::cni::protocol::Request;
 use crate::cni::socket_path;
 use crate::compile::{Catalog, EndpointEntry};
 use crate::config::PauseFlags;
-use crate::kernel::Maps;
+use crate::kernel::{self, Maps};
 use crate::observe;
 use crate::tables::adopted::Found;
 
@@ -69,6 +69,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// When there is no such pod, or the map cannot be written.
 pub fn pause(flags: &PauseFlags) -> anyhow::Result<()> {
     let mut maps = Maps::open_pinned(&flags.pin_dir).context("no agent has made any maps here: nothing is enforced")?;
+    if let Some(folder) = kernel::other_version(&flags.pin_dir)? {
+        eprintln!(
+            "palisade: WARNING: {} is of an agent of another version, whose programs may still judge pods, as long as this version's agent \
+             has not had its first complete list (`palisade status`): what follows does not reach these; use that version's \
+             `palisade pause` as well",
+            folder.display()
+        );
+    }
     let keys = match &flags.pod {
         None => vec![PauseKey::NODE],
         Some(pod) => keys_of(pod, &maps.found()?, &observe::read_catalog(&flags.pin_dir)?)?,

@@ -20,7 +20,7 @@ pub fn uninstall(pin_dir: &Path, places: &Places) -> anyhow::Result<()> {
         println!("palisade: took palisade-cni out of the way of new pods ({})", places.conf_dir.display());
     }
     for interface in interfaces()? {
-        kernel::detach_clsact(&interface);
+        kernel::detach_clsact(&interface)?;
     }
     if let Some(pins) = &pins {
         kernel::remove_pins(pins)?;

@@ -81,9 +81,15 @@ impl Agent {
                 self.detach_exit(ifindex, &device.name);
             }
         }
-        if self.synced {
+        if self.judges_exits() {
             self.attach_exits();
         }
+    }
+
+    /// Our programs judge by tables that hold: those of the first complete list, or an earlier agent's, whose programs are replaced at once.
+    /// Where that one was of another version, its programs stay until the list, and are not told of by our tables.
+    fn judges_exits(&self) -> bool {
+        self.synced || self.succeeded && !self.kernel.has_predecessors()
     }
 
     fn detach_exit(&mut self, ifindex: u32, name: &str) {
@@ -175,7 +181,9 @@ impl Agent {
             }
         }
         self.exits.attachments.schedule(Instant::now());
-        self.tell_exits();
+        if self.judges_exits() {
+            self.tell_exits();
+        }
     }
 
     /// Sweeps what an earlier agent left on devices that have gone.

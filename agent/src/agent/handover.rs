@@ -33,6 +33,15 @@ fn newly_isolated(record: &EndpointRecord) -> EndpointRecord {
     EndpointRecord { flags: record.flags & !ISOLATED, ..*record }
 }
 
+/// Flows of another version that were taken over after programs were replaced: each is taken once, as every time begins a moment of doubt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Taken {
+    #[default]
+    None,
+    Most,
+    All,
+}
+
 impl Agent {
     /// The interface is judged by another version's tables, or by ours as they were in its time, and stays so until the first complete list.
     pub(super) fn is_anothers(&self, veth: &Veth) -> bool {
@@ -42,6 +51,9 @@ impl Agent {
     /// Before programs are replaced, which then know all flows but those of this moment.
     pub(super) fn begin_handover(&mut self) {
         if !self.synced && self.kernel.has_predecessors() {
+            if let Err(error) = self.kernel.take_late_pauses() {
+                tracing::warn!(error = format!("{error:#}"), "taking over what is paused");
+            }
             self.take_flows();
             if let Err(error) = self.kernel.doubt_predecessors() {
                 tracing::warn!(
@@ -57,8 +69,14 @@ impl Agent {
         if !self.synced || !self.kernel.has_predecessors() {
             return;
         }
-        self.take_flows();
-        if !self.attachments.failed().is_empty() || !self.exits.attachments.failed().is_empty() {
+        let whole = self.attachments.failed().is_empty() && self.exits.attachments.failed().is_empty();
+        // What is judged by the other version's programs yet, as ours cannot be attached, is taken when they can be.
+        let taken = if whole { Taken::All } else { Taken::Most };
+        if self.flows_taken < taken {
+            self.take_flows();
+            self.flows_taken = taken;
+        }
+        if !whole {
             return;
         }
         match self.kernel.sweep_predecessors() {

@@ -34,6 +34,7 @@ use crate::observe::metrics::Metrics;
 use crate::observe::{self, Fill, refusal};
 use attachments::Attachments;
 use exits::Exits;
+use handover::Taken;
 use marks::{Counts, Marks};
 use pauses::Pauses;
 use retry::Retry;
@@ -90,6 +91,7 @@ pub struct Agent {
     /// Pods whose start waits.
     waiting: Vec<Waiting>,
     pauses: Pauses,
+    flows_taken: Taken,
 }
 
 /// Something that cannot be written.
@@ -139,6 +141,7 @@ impl Agent {
             stuck: None,
             waiting: Vec::new(),
             pauses: Pauses::default(),
+            flows_taken: Taken::default(),
         }
     }
 

@@ -65,7 +65,9 @@ impl Agent {
 
     /// Its pod has not gone.
     fn is_present(&self, key: PauseKey) -> bool {
-        let record = self.kernel.endpoints().get(&key.ifindex);
+        // Before the first complete list of another version's successor ours has none.
+        let earlier = || self.kernel.earlier().endpoints.get(&key.ifindex).filter(|_| !self.synced);
+        let record = self.kernel.endpoints().get(&key.ifindex).or_else(earlier);
         key == PauseKey::NODE || record.is_some_and(|record| record.generation == key.generation)
     }
 

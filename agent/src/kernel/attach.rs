@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use aya::Ebpf;
 use aya::programs::tc::{self, NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcAttachType};
 use aya::util::KernelVersion;
@@ -82,9 +82,41 @@ pub(super) fn attach_one(
     place: (&str, TcAttachType),
 ) -> anyhow::Result<()> {
     match mode {
-        AttachMode::Tcx | AttachMode::Auto => tcx::attach((program.fd()?.as_fd(), place.0), pin, ifindex, place.1),
-        AttachMode::Clsact => attach_clsact(program, pins, ifindex, place),
+        AttachMode::Tcx | AttachMode::Auto => {
+            attach_tcx(program, pin, ifindex, place)?;
+            // Of an agent with --attach clsact, whose tables may be another version's.
+            if has(AttachMode::Clsact, ifindex, place) {
+                take_off(&name_of(ifindex)?, place)?;
+            }
+            Ok(())
+        }
+        AttachMode::Clsact => {
+            attach_clsact(program, pins, ifindex, place)?;
+            detach_one(pin, AttachMode::Tcx, ifindex, place)
+        }
     }
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    pin: &Path,
+    ifindex: u32,
+    (name, place): (&str, TcAttachType),
+) -> anyhow::Result<()> {
+    let ours = program.info()?.id();
+    let attach = || tcx::attach((program.fd()?.as_fd(), name), pin, ifindex, place);
+    let is_there = || -> anyhow::Result<bool> {
+        Ok(programs_at(AttachMode::Tcx, ifindex, place)?.iter().any(|(id, _)| *id == Some(ours)))
+    };
+    attach()?;
+    if is_there()? {
+        return Ok(());
+    }
+    // The link is of an interface that has gone to another namespace and has the same index there.
+    detach_one(pin, AttachMode::Tcx, ifindex, (name, place))?;
+    attach()?;
+    ensure!(is_there()?, "{name} is not on interface {ifindex} after it was attached");
+    Ok(())
 }
 
 /// How our programs stand on an interface, in the worse of its two directions.
@@ -137,12 +169,14 @@ fn programs_at(mode: AttachMode, ifindex: u32, place: TcAttachType) -> anyhow::R
     })
 }
 
-/// Programs of some version of ours are on the interface in both directions.
-pub(super) fn is_judged(mode: AttachMode, ifindex: u32) -> bool {
-    PLACES.into_iter().all(|(name, place)| {
-        let programs = programs_at(mode, ifindex, place).unwrap_or_default();
-        programs.iter().any(|(_, found)| found == name)
-    })
+/// Programs of some version of ours are on the interface in both directions, in whichever way they were attached.
+pub(super) fn is_judged(ifindex: u32) -> bool {
+    PLACES.into_iter().all(|place| [AttachMode::Tcx, AttachMode::Clsact].iter().any(|mode| has(*mode, ifindex, place)))
+}
+
+/// Whether a program of this name is there.
+fn has(mode: AttachMode, ifindex: u32, (name, place): (&str, TcAttachType)) -> bool {
+    programs_at(mode, ifindex, place).unwrap_or_default().iter().any(|(_, found)| found == name)
 }
 
 /// Requests for clsact take a name. It is looked up just before, and seen after whether the interface has got the program.
@@ -189,6 +223,11 @@ fn name_of(ifindex: u32) -> anyhow::Result<String> {
     rustix::net::netdevice::index_to_name(&socket, ifindex).with_context(|| format!("interface {ifindex}"))
 }
 
+fn index_of(interface: &str) -> anyhow::Result<u32> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None)?;
+    Ok(rustix::net::netdevice::name_to_index(&socket, interface)?)
+}
+
 /// The number of a direction of the clsact qdisc.
 const fn parent(place: TcAttachType) -> u32 {
     match place {
@@ -223,7 +262,7 @@ pub(super) fn detach_one(
         AttachMode::Clsact => {
             // With the interface its filters have gone; its name may be another's by now.
             if let Ok(interface) = name_of(ifindex) {
-                take_off(&interface, place);
+                take_off(&interface, place)?;
             }
             Ok(())
         }
@@ -231,14 +270,24 @@ pub(super) fn detach_one(
 }
 
 /// Takes our filters off an interface, if they are there.
-pub fn detach_clsact(interface: &str) {
+///
+/// # Errors
+///
+/// When one stays.
+pub fn detach_clsact(interface: &str) -> anyhow::Result<()> {
     let exits = [EXIT_LINK, EXIT_RAW].map(|name| (name, TcAttachType::Egress));
-    PLACES.into_iter().chain(exits).for_each(|place| take_off(interface, place));
+    PLACES.into_iter().chain(exits).try_for_each(|place| take_off(interface, place))
 }
 
-fn take_off(interface: &str, (name, place): (&str, TcAttachType)) {
+fn take_off(interface: &str, (name, place): (&str, TcAttachType)) -> anyhow::Result<()> {
     match tc::qdisc_detach_program(interface, place, name) {
-        Ok(()) => {}
-        Err(error) => tracing::debug!(%error, interface, name, "no filter to take off"),
+        Ok(()) => Ok(()),
+        Err(error) => {
+            tracing::debug!(%error, interface, name, "no filter to take off");
+            let Ok(ifindex) = index_of(interface) else { return Ok(()) };
+            let stays = has(AttachMode::Clsact, ifindex, (name, place));
+            ensure!(!stays, "the filter {name} cannot be taken off {interface}: {error}");
+            Ok(())
+        }
     }
 }

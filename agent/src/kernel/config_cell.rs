@@ -92,6 +92,22 @@ impl ConfigCell {
         word.fetch_max(second, Ordering::SeqCst);
     }
 
+    /// See [`Config::paused_until`].
+    pub fn paused_until(&self) -> u32 {
+        // SAFETY: a place in the mapping.
+        self.word(unsafe { &raw mut (*self.config.as_ptr()).paused_until }).load(Ordering::SeqCst)
+    }
+
+    /// Unless a pause has begun since `seen` was read, and never later than that.
+    pub fn lower_paused_until(&self, seen: u32, second: u32) {
+        // SAFETY: a place in the mapping.
+        let word = self.word(unsafe { &raw mut (*self.config.as_ptr()).paused_until });
+        if second < seen {
+            // Who has raised it meanwhile knows better.
+            let _ = word.compare_exchange(seen, second, Ordering::SeqCst, Ordering::SeqCst);
+        }
+    }
+
     /// [`Config::inserts_safe`] and [`Config::pressure_until`].
     pub fn pressure(&self) -> (u64, u64) {
         let config = self.config.as_ptr();

@@ -46,11 +46,13 @@ impl Earlier {
     }
 }
 
-/// What is paused stays paused, and what has passed meanwhile is known to have.
-pub(super) fn take_pauses(maps: &mut Maps, inherited: &[Inherited]) -> anyhow::Result<()> {
-    inherited.iter().for_each(|other| maps.config.raise_paused_until(other.paused_until));
+/// What is paused by a version that was in use after ours (`found_at`: our epoch then) stays paused, and what has passed meanwhile is known
+/// to have.
+pub(super) fn take_pauses(maps: &mut Maps, inherited: &[Inherited], found_at: u32) -> anyhow::Result<()> {
+    let inherited = || inherited.iter().filter(|other| other.epoch > found_at);
+    inherited().for_each(|other| maps.config.raise_paused_until(other.paused_until));
     let (ours, now) = (maps.pauses()?, now());
-    let all = inherited.iter().flat_map(|other| &other.pauses);
+    let all = inherited().flat_map(|other| &other.pauses);
     for (key, until) in all.filter(|(key, until)| **until > now && !ours.contains_key(key)) {
         maps.set_pause(*key, Some(*until))?;
     }
@@ -70,7 +72,7 @@ impl Kernel {
 
     /// Programs of some version are on the interface in both directions, so that it is judged by that version's tables.
     pub fn is_judged(&self, ifindex: u32) -> bool {
-        attach::is_judged(self.mode, ifindex)
+        attach::is_judged(ifindex)
     }
 
     /// Copies the flows of other versions' tables that ours does not have, or has from longer ago.
@@ -90,7 +92,17 @@ impl Kernel {
     pub fn doubt_predecessors(&self) -> anyhow::Result<()> {
         let now = now();
         let second = u32::try_from(now / 1_000_000_000).unwrap_or(u32::MAX);
-        self.predecessors.doubt(now + MOMENT_NS, second)
+        self.predecessors.doubt((now + MOMENT_NS).max(self.maps.config.pressure().1), second)
+    }
+
+    /// What was paused by another version's command since we began.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn take_late_pauses(&mut self) -> anyhow::Result<()> {
+        let inherited = self.predecessors.read(&self.pins);
+        take_pauses(&mut self.maps, &inherited, self.found_at)
     }
 
     /// Everything goes on with our programs: removes what is left of the other versions.

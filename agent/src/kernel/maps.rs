@@ -167,7 +167,13 @@ impl Maps {
         if let Some(until) = until {
             self.config.raise_paused_until(until.div_ceil(1_000_000_000) as u32);
         }
-        put(&mut self.pauses, key, until).with_context(|| format!("pausing {key:?}"))
+        put(&mut self.pauses, key, until).with_context(|| format!("pausing {key:?}"))?;
+        if until.is_none() {
+            let seen = self.config.paused_until();
+            let last = self.pauses()?.into_values().max().unwrap_or(0).max(super::flows::now());
+            self.config.lower_paused_until(seen, last.div_ceil(1_000_000_000) as u32);
+        }
+        Ok(())
     }
 
     pub fn records_len(&self) -> u32 {

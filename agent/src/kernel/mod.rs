@@ -37,7 +37,7 @@ pub use attach::{AttachMode, Standing, detach_clsact};
 pub use flows::FlowWatch;
 pub use handover::Earlier;
 pub use maps::{Maps, Snapshot};
-pub use pins::{PinDir, abandoned, is_in_use, maps_folder, remove_all as remove_pins};
+pub use pins::{PinDir, abandoned, is_in_use, maps_folder, other_version, remove_all as remove_pins};
 pub use predecessors::Copied;
 pub use sizes::{OtherSize, Sizes};
 pub use stamp_mask::StampMask;
@@ -92,6 +92,8 @@ pub struct Kernel {
     maps: Maps,
     pins: PinDir,
     predecessors: Predecessors,
+    /// The epoch of our own tables as they were found.
+    found_at: u32,
     earlier: Earlier,
     /// As wanted, and no more than the maps hold.
     sizes: Sizes,
@@ -129,14 +131,14 @@ impl Kernel {
         let mut ebpf = load(&pins, sizes, &held, settings)?;
         let mut maps = Maps::take(&mut ebpf)?;
         let inherited = predecessors.read(&pins);
-        handover::take_pauses(&mut maps, &inherited)?;
         let found_at = maps.config.epoch();
+        handover::take_pauses(&mut maps, &inherited, found_at)?;
         let installed = adopt::installed(&mut maps, inherited.last().map(|last| last.epoch))?;
         let (inserts_safe, pressure_until) = maps.config.pressure();
         let pressure_until = if forgetful { flows::lasting_pressure() } else { pressure_until };
         let pressure_until = inherited.iter().map(|earlier| earlier.pressure_until).fold(pressure_until, u64::max);
         // Until an agent has attached what is needed; what an earlier one has attached is still there.
-        let exits_missing = match inherited.last() {
+        let exits_missing = match inherited.last().filter(|last| last.epoch > found_at) {
             Some(last) => last.exits_missing,
             None => installed.is_new() || maps.config.exits_missing(),
         };
@@ -161,6 +163,7 @@ impl Kernel {
             maps,
             pins,
             predecessors,
+            found_at,
             earlier,
             sizes,
             other_sizes,
@@ -305,7 +308,12 @@ impl Kernel {
     /// Puts the program before the sockets of a cgroup.
     pub fn attach_deliver(&mut self, cgroup: &Path) -> anyhow::Result<()> {
         self.take_deliver()?;
-        exits::attach_deliver(&mut self.ebpf, &self.pins, cgroup)
+        let attached = exits::attach_deliver(&mut self.ebpf, &self.pins, cgroup);
+        if attached.is_err() && self.has_predecessors() {
+            // Another version's would judge by tables that nobody writes any longer.
+            self.pins.remove_deliver()?;
+        }
+        attached
     }
 
     /// Whether Service traffic can be judged wherever it may end up. A change is told to the programs at once, and every flow is judged anew.

@@ -40,13 +40,15 @@ impl PinDir {
     pub fn open(root: &Path) -> anyhow::Result<Self> {
         mount_if_needed(root)?;
         refuse_read_only(root)?;
+        fs::create_dir_all(root).with_context(|| format!("making {}", root.display()))?;
+        // First, as what is in there is somebody else's business otherwise.
+        let Some(lock) = lock_alone(root)? else {
+            bail!("{} is in use by another palisade agent; give each its own --pin-dir", root.display());
+        };
         let current = root.join(version_name());
         for folder in [MAPS, LINKS, EXITS, QDISCS].map(|folder| current.join(folder)) {
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
-        let Some(lock) = lock_alone(root)? else {
-            bail!("{} is in use by another palisade agent; give each its own --pin-dir", root.display());
-        };
         Ok(Self { root: root.to_owned(), _lock: lock })
     }
 
@@ -74,6 +76,17 @@ impl PinDir {
     /// Of the program before the node's sockets.
     pub fn deliver(&self) -> PathBuf {
         self.current().join(EXITS).join("deliver")
+    }
+
+    /// The program goes, whoever's it is.
+    pub fn remove_deliver(&self) -> anyhow::Result<()> {
+        let pin = self.deliver();
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", pin.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where its link is until it takes the other's place.
@@ -238,6 +251,11 @@ fn versions(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
 pub(super) fn others(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let ours = root.join(version_name());
     Ok(versions(root)?.into_iter().filter(|version| *version != ours).collect())
+}
+
+/// The folder of another version whose maps are still there.
+pub fn other_version(root: &Path) -> anyhow::Result<Option<PathBuf>> {
+    Ok(others(root)?.into_iter().find(|version| version.join(MAPS).join("CONFIG").exists()))
 }
 
 /// What is in a folder, with its path; nothing, if there is no folder.
