@@ -108,6 +108,11 @@ pub struct AgentFlags {
     #[arg(long, value_name = "DIR", default_value = BIN_DIR)]
     cni_bin_dir: PathBuf,
 
+    /// Folder on the node's disk, such as /var/lib/palisade, for the objects that were last known (mode 0600, no secrets): enforced after a
+    /// boot without an API server, until its first complete lists. Not given: pods then stay closed until these come.
+    #[arg(long, value_name = "DIR", conflicts_with = "manifests")]
+    state_dir: Option<PathBuf>,
+
     /// The CNI's bridge; unless given it is learnt from CNI results, and is cni0 until then.
     #[arg(long, value_name = "NAME")]
     bridge: Option<String>,
@@ -239,6 +244,9 @@ pub struct UninstallFlags {
     /// The agent's --pin-dir.
     #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
     pub pin_dir: PathBuf,
+    /// The agent's --state-dir; unless given, the last agent's.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     #[command(flatten)]
     pub folders: CniFolders,
 }
@@ -317,6 +325,8 @@ pub struct AgentConfig {
     pub bridge: Option<String>,
     /// Where the CNI plugin is kept in the chain, and its binary.
     pub cni: Option<(Places, PathBuf)>,
+    /// Where the objects that were last known are kept.
+    pub state_dir: Option<PathBuf>,
     pub metrics_addr: Option<SocketAddr>,
     pub attach: AttachMode,
     pub sizes: Sizes,
@@ -368,6 +378,7 @@ impl AgentFlags {
             cgroup,
             bridge,
             cni,
+            state_dir: self.state_dir,
             metrics_addr,
             attach: match self.attach {
                 Attach::Auto => AttachMode::Auto,

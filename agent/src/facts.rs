@@ -9,12 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// Labels of a pod or namespace. Shared, as many pods of a workload carry the same.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
 /// `namespace/name` of a namespaced object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
@@ -32,7 +33,7 @@ impl fmt::Display for ObjectName {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespaceFacts {
     pub name: Arc<str>,
     pub labels: Labels,
@@ -40,7 +41,7 @@ pub struct NamespaceFacts {
     pub trusted: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodFacts {
     pub name: ObjectName,
     /// metadata.uid; from a folder, where it may be missing, made from the name.
@@ -60,14 +61,14 @@ pub struct PodFacts {
     pub finished: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamedPort {
     pub name: Arc<str>,
     pub protocol: Protocol,
     pub port: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HostPort {
     pub protocol: Protocol,
     pub port: u16,
@@ -76,7 +77,7 @@ pub struct HostPort {
 }
 
 /// What of a Service makes the node send a pod's packet elsewhere than it was addressed to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceFacts {
     pub name: ObjectName,
     /// spec.clusterIPs (or clusterIP), spec.externalIPs, and status.loadBalancer.ingress[].ip whose ipMode is not Proxy; sorted, without
@@ -88,7 +89,7 @@ pub struct ServiceFacts {
     pub selector: Option<Labels>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServicePort {
     pub protocol: Protocol,
     pub port: u16,
@@ -96,7 +97,7 @@ pub struct ServicePort {
     pub target: TargetPort,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TargetPort {
     Number(u16),
     /// Resolved at each backend.
@@ -104,7 +105,7 @@ pub enum TargetPort {
 }
 
 /// The protocols a policy can name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     Tcp,
     Udp,
@@ -132,7 +133,7 @@ impl Protocol {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     pub name: Arc<str>,
     /// status.addresses that are IP addresses.
@@ -141,7 +142,7 @@ pub struct NodeFacts {
     pub pod_cidrs: Vec<IpNet>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyFacts {
     pub name: ObjectName,
     /// spec.podSelector; `Selector::everything()` where it could not be understood, so that the policy isolates.
@@ -154,13 +155,13 @@ pub struct PolicyFacts {
 }
 
 /// One entry of spec.ingress or spec.egress. An entry that could not be understood has `Peers::These(vec![])`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rule {
     pub peers: Peers,
     pub ports: Ports,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Peers {
     /// from/to missing or empty: everybody, pods or not.
     All,
@@ -168,13 +169,13 @@ pub enum Peers {
     These(Vec<Peer>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Peer {
     Pods { namespaces: Namespaces, pods: Selector },
     Block(Block),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Namespaces {
     /// The one of this name: the policy's own, where namespaceSelector is missing.
     Named(Arc<str>),
@@ -182,13 +183,13 @@ pub enum Namespaces {
 }
 
 /// An ipBlock: canonical (host bits cleared), excepts sorted, without doubles, each inside the cidr.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Block {
     pub cidr: IpNet,
     pub except: Vec<IpNet>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Ports {
     /// ports missing or empty: every port of every protocol, protocols without ports included.
     All,
@@ -196,7 +197,7 @@ pub enum Ports {
     These(Vec<PortMatch>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PortMatch {
     /// Destination ports first..=last.
     Range { protocol: Protocol, first: u16, last: u16 },
@@ -205,19 +206,19 @@ pub enum PortMatch {
 }
 
 /// A label selector: all requirements hold. No requirement: everything matches.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Selector {
     /// Sorted, without doubles.
     pub requirements: Vec<Requirement>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Requirement {
     pub key: Arc<str>,
     pub operator: Operator,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Operator {
     In(BTreeSet<String>),
     /// Also matches where the key is absent.
@@ -244,7 +245,7 @@ pub enum Change {
     Relisted(Kind),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
     Namespace,
     Pod,
@@ -273,7 +274,7 @@ impl Kind {
 }
 
 /// Something that cannot be enforced as written; what it concerns is closed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Fault {
     pub kind: Kind,
     /// `namespace/name`, or the name alone where there is no namespace; a file's path where it names no object.

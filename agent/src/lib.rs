@@ -8,6 +8,7 @@ pub mod config;
 pub mod facts;
 pub mod index;
 pub mod kernel;
+pub mod last_known;
 mod memory;
 pub mod node;
 pub mod observe;

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Command::Pause(flags) => pause::pause(&flags),
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),
         Command::Cni(CniCommand::Uninstall(flags)) => uninstall::cni_uninstall(&flags.folders.places(&flags.pin_dir)),
-        Command::Uninstall(flags) => uninstall::uninstall(&flags.pin_dir, &flags.folders.places(&flags.pin_dir)),
+        Command::Uninstall(flags) => uninstall::uninstall(&flags),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

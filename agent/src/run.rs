@@ -10,16 +10,18 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::agent::{Agent, Signals};
 use crate::api::OpenSource;
+use crate::api::contact::{Contact, Requests};
 use crate::api::events::Events as Notices;
 use crate::cni::server::{self, Ask, Senders};
 use crate::cni::{keeper, socket_path};
 use crate::config::AgentConfig;
 use crate::facts::{NodeChange, Update};
 use crate::kernel::{Kernel, PinDir};
+use crate::last_known::{self, Keeper, Written};
 use crate::node::{self, NodeConfig, Telling};
 use crate::observe::events::Events;
 use crate::observe::http::{self, Readiness};
@@ -32,6 +34,8 @@ const QUEUE: usize = 64;
 const EVENTS_AT_ONCE: usize = 256;
 /// How long after a change the catalog is written, so that a burst writes it once.
 const CATALOG_DELAY: Duration = Duration::from_millis(100);
+/// How long the objects last known may take to be written at the end.
+const KEEP_TIME: Duration = Duration::from_secs(2);
 /// How often the flow table's fill is looked at.
 const FLOWS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often it is looked whether the programs are still where they were put: links go without an event.
@@ -46,7 +50,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Before anything is made or loaded.
-    let source = OpenSource::open(&config.source).await?;
+    let requests = Requests::default();
+    let contact = Contact::new(requests.clone());
+    let mut stale = contact.subscribe();
+    let source = OpenSource::open(&config.source, contact).await?;
     let pins = PinDir::open(&config.pin_dir)?;
     let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
     let (node_sender, mut node_changes) = mpsc::channel::<Vec<NodeChange>>(QUEUE);
@@ -76,7 +83,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let not_yet = Readiness::NotYet("no complete list of objects yet".to_owned());
     let (ready_sender, ready) = watch::channel(not_yet);
     let fill = Fill::default();
-    let metrics = Arc::new(Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), kernel.sizes())?));
+    let mut metrics = Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), kernel.sizes())?);
+    metrics.register_requests(requests);
+    let metrics = Arc::new(metrics);
     if let Some(address) = config.metrics_addr {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("listening on --metrics-addr {address}"))?;
@@ -93,6 +102,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         cni_trouble: trouble.clone(),
     };
     let mut agent = Agent::new(&config, kernel, signals);
+    let (mut kept, keeping) = keep_objects(&config, &mut agent);
     let mut catalog_at: Option<Instant> = None;
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;
     let mut verify_at = Instant::now() + VERIFY_INTERVAL;
@@ -100,7 +110,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         agent.write_catalog();
     }
     loop {
-        let retry_at = agent.retry_at();
+        let (retry_at, keep_at) = (agent.retry_at(), agent.keep_at());
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -121,6 +131,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             }
             Some(ask) = asks.recv() => agent.take_ask(ask),
             Ok(()) = trouble.changed() => agent.after_attaching(),
+            Ok(()) = stale.changed() => agent.take_stale(&stale.borrow_and_update()),
+            Ok(()) = kept.changed() => agent.kept_until(&kept.borrow_and_update()),
             Some(ended) = tasks.join_next() => ended.context("a task of the agent panicked")??,
             refused = events.next(EVENTS_AT_ONCE) => agent.tell_refused(&refused.context("reading EVENTS")?),
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.retry(),
@@ -128,6 +140,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
                 catalog_at = None;
                 agent.write_catalog();
             }
+            () = sleep_until(keep_at.unwrap_or_else(Instant::now)), if keep_at.is_some() => drop(agent.keep_now()),
             () = sleep_until(flows_at) => {
                 flows_at = Instant::now() + FLOWS_INTERVAL;
                 agent.look_at_flows();
@@ -141,9 +154,39 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             catalog_at = Some(Instant::now() + CATALOG_DELAY);
         }
     }
+    if agent.keep_now() && timeout(KEEP_TIME, kept.changed()).await.is_ok_and(|told| told.is_ok()) {
+        agent.kept_until(&kept.borrow_and_update());
+    }
+    drop(keeping);
     agent.write_catalog();
     tracing::info!("asked to stop; enforcement stays in place (`palisade uninstall` ends it)");
     Ok(())
+}
+
+/// Starts from the objects that were last known, and keeps those to come. What is returned last ends the keeping.
+fn keep_objects(config: &AgentConfig, agent: &mut Agent) -> (watch::Receiver<Written>, JoinSet<()>) {
+    let mut keeping = JoinSet::new();
+    let (told, kept) = watch::channel(Ok(0));
+    let Some(state_dir) = &config.state_dir else { return (kept, keeping) };
+    let path = last_known::path(state_dir, &config.pin_dir);
+    let (sender, given) = watch::channel(None);
+    let mut trouble = None;
+    match last_known::read(&path, &config.node_name) {
+        Ok(Some(known)) if agent.is_first() || last_known::is_current(&config.pin_dir) => {
+            tracing::info!(path = %path.display(), taken = known.taken, "objects last known, until the API server has told all");
+            agent.begin_with(known);
+        }
+        // What an earlier agent has left in the kernel is newer.
+        Ok(_) => {}
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "the objects last known are of no use");
+            trouble = Some(error);
+        }
+    }
+    agent.keep_objects(Keeper::new(&config.pin_dir, sender), trouble);
+    keeping.spawn(last_known::keep(path, given, told));
+    (kept, keeping)
 }
 
 /// What comes by way of the CNI plugin.

@@ -7,16 +7,20 @@ use anyhow::Context as _;
 
 use crate::cni::conflist::FILE;
 use crate::cni::install::{Installed, Places, install, plugin_beside, uninstall as take_out};
-use crate::config::CniInstallFlags;
-use crate::{kernel, observe};
+use crate::config::{CniInstallFlags, UninstallFlags};
+use crate::{kernel, last_known, observe};
 
 /// # Errors
 ///
 /// When an agent runs, or something cannot be removed, with its path.
-pub fn uninstall(pin_dir: &Path, places: &Places) -> anyhow::Result<()> {
+pub fn uninstall(flags: &UninstallFlags) -> anyhow::Result<()> {
+    let pin_dir = flags.pin_dir.as_path();
+    let places = flags.folders.places(pin_dir);
+    let catalog = observe::read_catalog(pin_dir).ok();
+    let state_dir = flags.state_dir.clone().or(catalog.and_then(|catalog| catalog.agent.state_dir));
     let pins = kernel::abandoned(pin_dir)?;
     // First, as it starts no pod without an agent.
-    if take_out(places)? {
+    if take_out(&places)? {
         println!("palisade: took palisade-cni out of the way of new pods ({})", places.conf_dir.display());
     }
     for interface in interfaces()? {
@@ -29,8 +33,13 @@ pub fn uninstall(pin_dir: &Path, places: &Places) -> anyhow::Result<()> {
     if state.exists() {
         fs::remove_dir_all(&state).with_context(|| format!("removing {}", state.display()))?;
     }
-    // The folder of the agents of other pin folders, if there are none.
-    if let Some(all) = state.parent() {
+    let kept = state_dir.map(|folder| last_known::path(&folder, pin_dir));
+    let kept = kept.as_deref().and_then(Path::parent).filter(|folder| folder.exists());
+    if let Some(folder) = kept {
+        fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    // The folders of the agents of other pin folders, if there are none.
+    for all in [state.parent(), kept.and_then(Path::parent)].into_iter().flatten() {
         let _ = fs::remove_dir(all);
     }
     if pins.is_some() {

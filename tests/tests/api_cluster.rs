@@ -8,6 +8,7 @@ use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use palisade::api::cluster;
+use palisade::api::contact::{Contact, Requests};
 use palisade::facts::{Change, Kind, Update};
 use palisade_tests::lab::{ControlPlane, Lab};
 use serde_json::{Value, json};
@@ -88,9 +89,10 @@ fn every_change_is_told() {
 }
 
 async fn change_everything(plane: &ControlPlane) {
-    let client = cluster::client(Some(&plane.kubeconfig)).await.expect("a client");
+    let contact = Contact::new(Requests::default());
+    let client = cluster::client(Some(&plane.kubeconfig), &contact).await.expect("a client");
     let (sender, updates) = mpsc::channel(16);
-    let watching = tokio::spawn(cluster::watch(client.clone(), sender));
+    let watching = tokio::spawn(cluster::watch(client.clone(), contact, sender));
     let mut told = Told { updates, objects: BTreeMap::new(), complete: Vec::new() };
     told.until("every kind", |told| Kind::ALL.iter().all(|kind| told.complete.contains(kind))).await;
     assert!(told.says("default", "kubernetes.io/metadata.name"));

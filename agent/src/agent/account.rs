@@ -8,6 +8,7 @@ use palisade_common::layout::endpoint_flag;
 
 use super::retry::Retry;
 use super::{Agent, Stuck, refusal};
+use crate::api::contact::Stale;
 use crate::compile::{AgentEntry, Catalog, EndpointEntry};
 use crate::facts::{Fault, Kind, Veth};
 use crate::memory;
@@ -15,6 +16,12 @@ use crate::observe;
 use crate::observe::events::Refused;
 use crate::observe::http::Readiness;
 use crate::observe::metrics::EndpointState;
+
+/// What follows from an API server that does not answer.
+fn not_seen(kinds: &[Stale]) -> String {
+    let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+    format!("the API server does not tell of changes, what is known stays in force: {}", kinds.join("; "))
+}
 
 impl Agent {
     /// What keeps this node from being enforced as a whole.
@@ -25,6 +32,9 @@ impl Agent {
         if !self.synced {
             return Some("no complete list of objects yet".to_owned());
         }
+        if let Some(stand_in) = self.kept.not_ready() {
+            return Some(stand_in);
+        }
         if let Some(failed) = self.attachments.failed().values().next() {
             let count = self.attachments.failed().len();
             return Some(format!("the programs are not attached to {count} interfaces: {}", failed.error));
@@ -33,7 +43,11 @@ impl Agent {
     }
 
     pub(super) fn tell_readiness(&self) {
-        let now = self.not_ready().map_or(Readiness::Ready, Readiness::NotYet);
+        let current = || match &self.stale[..] {
+            [] => Readiness::Ready,
+            kinds => Readiness::Stale(not_seen(kinds)),
+        };
+        let now = self.not_ready().map_or_else(current, Readiness::NotYet);
         self.signals.ready.send_if_modified(|told| {
             let changed = *told != now;
             *told = now;
@@ -72,7 +86,19 @@ impl Agent {
                 unwritten.error
             ))
         });
-        unwritten.chain(stuck).chain(failed).chain(behind).chain(exits).chain(marks).chain(cni)
+        let not_kept = self.kept.trouble.iter().map(move |trouble| {
+            fault(format!("there is nothing to enforce after a boot without an API server: {trouble}"))
+        });
+        let stale = self.stale.first().map(move |_| fault(not_seen(&self.stale)));
+        unwritten
+            .chain(not_kept)
+            .chain(stale)
+            .chain(stuck)
+            .chain(failed)
+            .chain(behind)
+            .chain(exits)
+            .chain(marks)
+            .chain(cni)
     }
 
     pub(super) fn tell_faults(&mut self) {
@@ -109,6 +135,8 @@ impl Agent {
             exits: self.exits.judged(),
             exits_missing: self.exits.missing(),
             cni: self.cni_folders.clone(),
+            state_dir: self.state_dir.clone(),
+            stale: self.stale.iter().map(ToString::to_string).collect(),
         };
         let old = std::mem::take(&mut self.catalog);
         if !self.synced || self.stuck.is_some() {

@@ -7,6 +7,7 @@ mod attachments;
 mod exits;
 mod handover;
 mod marks;
+mod objects;
 mod pauses;
 mod retry;
 mod veths;
@@ -22,6 +23,7 @@ use palisade_common::Reason;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::api::contact::Stale;
 use crate::api::events::Events;
 use crate::compile::{Catalog, Compiler, Limits};
 use crate::config::AgentConfig;
@@ -36,6 +38,7 @@ use attachments::Attachments;
 use exits::Exits;
 use handover::Taken;
 use marks::{Counts, Marks};
+use objects::Kept;
 use pauses::Pauses;
 use retry::Retry;
 use waiting::Waiting;
@@ -68,6 +71,9 @@ pub struct Agent {
     cgroup: PathBuf,
     /// Where the CNI plugin is kept in the chain: configurations, plugins.
     cni_folders: Option<[PathBuf; 2]>,
+    state_dir: Option<PathBuf>,
+    /// Kinds of objects that the API server does not tell of.
+    stale: Vec<Stale>,
     /// An earlier agent ran here: whatever is new to us is younger than enforcement on this node.
     succeeded: bool,
     /// Faults of objects, by object.
@@ -92,6 +98,7 @@ pub struct Agent {
     waiting: Vec<Waiting>,
     pauses: Pauses,
     flows_taken: Taken,
+    kept: Kept,
 }
 
 /// Something that cannot be written.
@@ -127,6 +134,8 @@ impl Agent {
             mark_rules: Vec::new(),
             cgroup: config.cgroup.clone(),
             cni_folders: config.cni.as_ref().map(|(places, _)| [places.conf_dir.clone(), places.bin_dir.clone()]),
+            state_dir: config.state_dir.clone(),
+            stale: Vec::new(),
             faults: BTreeMap::new(),
             relisted: BTreeMap::new(),
             compile_faults: Vec::new(),
@@ -142,6 +151,7 @@ impl Agent {
             waiting: Vec::new(),
             pauses: Pauses::default(),
             flows_taken: Taken::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -150,7 +160,14 @@ impl Agent {
         let stuck = [&self.stuck, &self.unwritten].map(|stuck| stuck.as_ref().map(|stuck| stuck.retry.at));
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let failed = self.attachments.retry_at().into_iter().chain(self.exits.retry_at());
-        stuck.into_iter().flatten().chain(failed).chain(waiting).chain(self.pauses.ends_at).min()
+        stuck
+            .into_iter()
+            .flatten()
+            .chain(failed)
+            .chain(waiting)
+            .chain(self.pauses.ends_at)
+            .chain(self.kept.held_until())
+            .min()
     }
 
     /// No agent ran here before.
@@ -198,7 +215,7 @@ impl Agent {
             self.after_attaching();
         }
         self.end_handover();
-        if self.stuck.as_ref().is_some_and(|stuck| stuck.retry.at <= now) {
+        if self.kept.release(now) || self.stuck.as_ref().is_some_and(|stuck| stuck.retry.at <= now) {
             self.settle();
         }
         if self.unwritten.as_ref().is_some_and(|unwritten| unwritten.retry.at <= now) {
@@ -234,6 +251,7 @@ impl Agent {
     }
 
     pub fn take_updates(&mut self, updates: Vec<Update>) {
+        let told = updates.iter().any(|update| !matches!(update.change, Change::Relist(_)));
         for Update { change, faults } in updates {
             self.take_faults(&change, faults);
             if let Change::Node(name, facts) = &change
@@ -247,6 +265,9 @@ impl Agent {
                 });
             }
             self.index.apply(change);
+        }
+        if told && self.index.has_other_objects() {
+            self.kept.changed();
         }
     }
 
@@ -263,6 +284,7 @@ impl Agent {
             }
             Change::Relisted(kind) => {
                 self.listed = true;
+                self.kept.listed(*kind);
                 if let Some(named) = self.relisted.remove(kind) {
                     self.faults.retain(|(of, object), _| of != kind || named.contains(object));
                 }
@@ -283,7 +305,7 @@ impl Agent {
     /// Compiles what has changed and writes it. Before the first complete list, of objects and of interfaces, there is nothing to
     /// compile from.
     pub fn settle(&mut self) {
-        if !self.index.complete() || !self.node_known {
+        if !self.index.complete() || !self.node_known || self.kept.is_held() {
             return;
         }
         let first = !self.synced;
@@ -367,7 +389,8 @@ impl Agent {
         tracing::info!(
             endpoints = self.attachments.len(),
             epoch = self.kernel.epoch(),
-            "enforcing: the first complete list is in force"
+            "enforcing: {} is in force",
+            self.kept.not_ready().as_deref().unwrap_or("the first complete list")
         );
     }
 

@@ -15,6 +15,7 @@ use futures::stream::{self, BoxStream, SelectAll};
 use futures::{Stream, StreamExt};
 use k8s_openapi::ClusterResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Config, Resource};
@@ -25,6 +26,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::contact::{Contact, plural};
 use super::reduce::intern::Interner;
 use super::reduce::shape::{NamespaceShape, NodeShape, PodShape, ServiceShape};
 use super::reduce::{namespace, node, pod, policy, service};
@@ -33,6 +35,9 @@ use crate::facts::{Change, Fault, Kind, Update};
 /// At most this many updates are handed on at once; a longer burst follows in further batches.
 const BATCH_MAX: usize = 4096;
 
+/// An API server that says nothing for so long is gone: it sends a bookmark to each watch about once a minute (apiserver's
+/// defaultBookmarkFrequency).
+const SILENCE_MAX: Duration = Duration::from_secs(100);
 /// Before the server is asked again.
 const WAIT: Wait = Wait { min: Duration::from_millis(500), max: Duration::from_secs(10) };
 /// So long without a failure, and the next one is the first.
@@ -44,8 +49,8 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// The kubeconfig, or the account that the pod was given, cannot be read.
-pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
+pub async fn client(kubeconfig: Option<&Path>, contact: &Contact) -> anyhow::Result<Client> {
+    let mut config = match kubeconfig {
         Some(path) => {
             let wrong = || format!("kubeconfig {}", path.display());
             let kubeconfig = Kubeconfig::read_from(path).with_context(wrong)?;
@@ -53,24 +58,26 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
         }
         None => Config::incluster().context("the account that a cluster gives its pods")?,
     };
-    Client::try_from(config).context("a client for the API server")
+    config.read_timeout = Some(SILENCE_MAX);
+    config.reset_reader_on_write = true;
+    Ok(ClientBuilder::try_from(config).context("a client for the API server")?.with_layer(contact).build())
 }
 
 /// Tells all objects of the cluster, and then every change, until the receiver is gone.
 ///
 /// # Errors
 /// None that the API server could cause: it is asked again for ever.
-pub async fn watch(client: Client, updates: Sender<Vec<Update>>) -> anyhow::Result<()> {
-    watch_with(WAIT, client, updates).await
+pub async fn watch(client: Client, contact: Contact, updates: Sender<Vec<Update>>) -> anyhow::Result<()> {
+    watch_with(WAIT, client, &contact, updates).await
 }
 
-async fn watch_with(wait: Wait, client: Client, updates: Sender<Vec<Update>>) -> anyhow::Result<()> {
+async fn watch_with(wait: Wait, client: Client, contact: &Contact, updates: Sender<Vec<Update>>) -> anyhow::Result<()> {
     let kinds: [BoxStream<'static, Update>; 5] = [
-        stream_of::<NamespaceShape>(&client, wait).boxed(),
-        stream_of::<PodShape>(&client, wait).boxed(),
-        stream_of::<PolicyShape>(&client, wait).boxed(),
-        stream_of::<NodeShape>(&client, wait).boxed(),
-        stream_of::<ServiceShape>(&client, wait).boxed(),
+        stream_of::<NamespaceShape>(&client, contact, wait).boxed(),
+        stream_of::<PodShape>(&client, contact, wait).boxed(),
+        stream_of::<PolicyShape>(&client, contact, wait).boxed(),
+        stream_of::<NodeShape>(&client, contact, wait).boxed(),
+        stream_of::<ServiceShape>(&client, contact, wait).boxed(),
     ];
     // Whatever is there is sent at once, and the kinds take turns: a policy does not wait for a list of pods.
     let mut batches = kinds.into_iter().collect::<SelectAll<_>>().ready_chunks(BATCH_MAX);
@@ -91,7 +98,6 @@ async fn watch_with(wait: Wait, client: Client, updates: Sender<Vec<Update>>) ->
 trait Shape: DeserializeOwned + Clone + Debug + Send + Sync + 'static {
     const KIND: Kind;
     const GROUP: &'static str;
-    const PLURAL: &'static str;
 
     fn resource_version(&self) -> Option<&str>;
     fn reduce(&self, interner: &mut Interner) -> Result<Update, Fault>;
@@ -106,7 +112,6 @@ struct PolicyShape(Value);
 impl Shape for NamespaceShape {
     const KIND: Kind = Kind::Namespace;
     const GROUP: &'static str = "";
-    const PLURAL: &'static str = "namespaces";
 
     fn resource_version(&self) -> Option<&str> {
         self.metadata.found()?.0.resource_version.found().map(String::as_str)
@@ -124,7 +129,6 @@ impl Shape for NamespaceShape {
 impl Shape for PodShape {
     const KIND: Kind = Kind::Pod;
     const GROUP: &'static str = "";
-    const PLURAL: &'static str = "pods";
 
     fn resource_version(&self) -> Option<&str> {
         self.metadata.found()?.0.resource_version.found().map(String::as_str)
@@ -142,7 +146,6 @@ impl Shape for PodShape {
 impl Shape for PolicyShape {
     const KIND: Kind = Kind::Policy;
     const GROUP: &'static str = "networking.k8s.io";
-    const PLURAL: &'static str = "networkpolicies";
 
     fn resource_version(&self) -> Option<&str> {
         self.0.pointer("/metadata/resourceVersion").and_then(Value::as_str)
@@ -160,7 +163,6 @@ impl Shape for PolicyShape {
 impl Shape for NodeShape {
     const KIND: Kind = Kind::Node;
     const GROUP: &'static str = "";
-    const PLURAL: &'static str = "nodes";
 
     fn resource_version(&self) -> Option<&str> {
         self.metadata.found()?.0.resource_version.found().map(String::as_str)
@@ -178,7 +180,6 @@ impl Shape for NodeShape {
 impl Shape for ServiceShape {
     const KIND: Kind = Kind::Service;
     const GROUP: &'static str = "";
-    const PLURAL: &'static str = "services";
 
     fn resource_version(&self) -> Option<&str> {
         self.metadata.found()?.0.resource_version.found().map(String::as_str)
@@ -226,7 +227,7 @@ impl<S: Shape> Resource for Watched<S> {
     }
 
     fn plural(_: &()) -> Cow<'_, str> {
-        S::PLURAL.into()
+        plural(S::KIND).into()
     }
 
     fn meta(&self) -> &ObjectMeta {
@@ -244,6 +245,7 @@ type Events<S> = BoxStream<'static, watcher::Result<Event<Watched<S>>>>;
 
 struct Watch<S: Shape> {
     client: Client,
+    contact: Contact,
     events: Events<S>,
     interner: Interner,
     waits: Waits,
@@ -253,8 +255,8 @@ struct Watch<S: Shape> {
     warned: Option<Instant>,
 }
 
-fn stream_of<S: Shape>(client: &Client, wait: Wait) -> impl Stream<Item = Update> + Send + use<S> {
-    stream::unfold(Watch::<S>::new(client.clone(), wait), |mut watch| async move {
+fn stream_of<S: Shape>(client: &Client, contact: &Contact, wait: Wait) -> impl Stream<Item = Update> + Send + use<S> {
+    stream::unfold(Watch::<S>::new(client.clone(), contact.clone(), wait), |mut watch| async move {
         let update = watch.next().await;
         Some((update, watch))
     })
@@ -267,10 +269,11 @@ fn events<S: Shape>(client: &Client) -> Events<S> {
 }
 
 impl<S: Shape> Watch<S> {
-    fn new(client: Client, wait: Wait) -> Self {
+    fn new(client: Client, contact: Contact, wait: Wait) -> Self {
         Self {
             events: events(&client),
             client,
+            contact,
             interner: Interner::default(),
             waits: Waits { wait, last: None, gone: false },
             listed: false,
@@ -330,6 +333,7 @@ impl<S: Shape> Watch<S> {
         } else {
             "there is no complete list yet, so pods with an egress policy reach Services only if it admits their addresses as they are"
         };
+        self.contact.failed(S::KIND, &causes(error));
         let kind = S::KIND.name();
         if self.warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {
             self.warned = Some(Instant::now());

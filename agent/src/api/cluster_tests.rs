@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::api::contact::Requests;
 
 #[test]
 fn waits_double_up_to_a_bound_and_begin_again() {
@@ -124,7 +125,9 @@ async fn failures_pass_and_never_empty_the_list() {
     ]);
     let (sender, mut updates) = mpsc::channel(1);
     let wait = Wait { min: Duration::from_millis(1), max: Duration::from_millis(4) };
-    let watching = tokio::spawn(watch_with(wait, server(Arc::new(Mutex::new(script))).await, sender));
+    let client = server(Arc::new(Mutex::new(script))).await;
+    let contact = Contact::new(Requests::default());
+    let watching = tokio::spawn(async move { watch_with(wait, client, &contact, sender).await });
     let mut told = Vec::new();
     while !told.ends_with(&["d".to_owned(), "]".to_owned()]) {
         let batch = tokio::time::timeout(Duration::from_secs(10), updates.recv()).await;

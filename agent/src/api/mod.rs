@@ -4,6 +4,7 @@
 //! [`Fault`](crate::facts::Fault) that names object and field (SEMANTICS 15.2).
 
 pub mod cluster;
+pub mod contact;
 pub mod events;
 pub mod folder;
 pub mod reduce;
@@ -15,26 +16,28 @@ use tokio::sync::mpsc;
 
 use crate::config::Source;
 use crate::facts::Update;
+use contact::Contact;
 
 /// A source that can be read, as far as can be said without asking the API server.
 pub enum OpenSource {
     Folder(PathBuf),
-    Cluster(kube::Client),
+    Cluster(kube::Client, Contact),
 }
 
 impl OpenSource {
     /// # Errors
     ///
     /// When the folder or the kubeconfig cannot be read.
-    pub async fn open(source: &Source) -> anyhow::Result<Self> {
+    pub async fn open(source: &Source, contact: Contact) -> anyhow::Result<Self> {
         match source {
             Source::Folder(folder) => {
                 std::fs::read_dir(folder).with_context(|| format!("reading --manifests {}", folder.display()))?;
                 Ok(Self::Folder(folder.clone()))
             }
             Source::Cluster(kubeconfig) => {
-                let client = cluster::client(kubeconfig.as_deref()).await.context("finding the API server")?;
-                Ok(Self::Cluster(client))
+                let client =
+                    cluster::client(kubeconfig.as_deref(), &contact).await.context("finding the API server")?;
+                Ok(Self::Cluster(client, contact))
             }
         }
     }
@@ -47,7 +50,7 @@ impl OpenSource {
     ) -> Option<impl Future<Output = ()> + use<>> {
         match self {
             Self::Folder(_) => None,
-            Self::Cluster(client) => Some(events::publish(client.clone(), node_name.to_owned(), notices)),
+            Self::Cluster(client, _) => Some(events::publish(client.clone(), node_name.to_owned(), notices)),
         }
     }
 
@@ -58,7 +61,9 @@ impl OpenSource {
                 let context = format!("watching {}", folder.display());
                 folder::watch(folder, updates).await.context(context)
             }
-            Self::Cluster(client) => cluster::watch(client, updates).await.context("watching the API server"),
+            Self::Cluster(client, contact) => {
+                cluster::watch(client, contact, updates).await.context("watching the API server")
+            }
         }
     }
 }

@@ -39,6 +39,12 @@ pub struct AgentEntry {
     /// Folders of CNI configurations and of plugins, where the agent keeps the CNI plugin in the chain.
     #[serde(default)]
     pub cni: Option<[PathBuf; 2]>,
+    /// Folder below which the objects last known are kept.
+    #[serde(default)]
+    pub state_dir: Option<PathBuf>,
+    /// Since when kinds of objects are not seen to change, as the API server does not answer.
+    #[serde(default)]
+    pub stale: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -164,6 +164,16 @@ impl Index {
         }
     }
 
+    /// Whether objects may be others than at the last [`Self::take_dirty`].
+    pub fn has_other_objects(&self) -> bool {
+        let Dirty { namespaces, pods, policies, fronts, .. } = &self.dirty;
+        !(namespaces.is_empty() && pods.is_empty() && policies.is_empty() && fronts.is_empty())
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = &ServiceFacts> {
+        self.services.all()
+    }
+
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.get(name)
     }

@@ -36,6 +36,10 @@ pub(super) struct Services {
 // === impl Services ===
 
 impl Services {
+    pub(super) fn all(&self) -> impl Iterator<Item = &ServiceFacts> {
+        self.all.values()
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &ObjectName> {
         self.all.keys()
     }

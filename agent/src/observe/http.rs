@@ -33,6 +33,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
     Ready,
+    /// What is in force may not be what the cluster wants any more: why, as a sentence.
+    Stale(String),
     /// What is waited for, as a sentence.
     NotYet(String),
 }
@@ -76,6 +78,7 @@ fn answer(method: &Method, path: &str, metrics: &Metrics, readiness: &Readiness)
         (&Method::GET | &Method::HEAD, "/livez") => (StatusCode::OK, PLAIN, "ok\n".into()),
         (&Method::GET | &Method::HEAD, "/readyz") => match readiness {
             Readiness::Ready => (StatusCode::OK, PLAIN, "ok\n".into()),
+            Readiness::Stale(reason) => (StatusCode::OK, PLAIN, format!("ok, but stale: {reason}\n")),
             Readiness::NotYet(reason) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {reason}\n")),
         },
         (_, "/metrics" | "/livez" | "/readyz") => {
@@ -223,7 +226,7 @@ mod tests {
             }
             let types = lines.iter().filter(|line| line.starts_with("# TYPE")).count();
             assert_eq!(types, lines.iter().filter(|line| line.starts_with("# HELP")).count());
-            assert_eq!(types, 19);
+            assert_eq!(types, 20);
         })
         .await;
     }

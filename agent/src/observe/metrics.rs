@@ -18,6 +18,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::api::contact::{Requests, StaleKinds};
 use crate::facts::{EventSource, Kind};
 
 /// The Content-Type of [`Metrics::encode`].
@@ -85,6 +86,7 @@ pub struct Metrics {
     paused_endpoints: Gauge,
     failed_writes: Counter,
     resyncs: Family<Label, Counter>,
+    stale: Family<Label, Gauge>,
 }
 
 impl Metrics {
@@ -103,10 +105,12 @@ impl Metrics {
             paused_endpoints: Gauge::default(),
             failed_writes: Counter::default(),
             resyncs: Family::default(),
+            stale: Family::default(),
         };
         // They are there from the start, so that a rate can be taken over the first change too.
         metrics.set_faults(&BTreeMap::new());
         metrics.set_endpoints(&BTreeMap::new());
+        metrics.set_stale(&StaleKinds::new());
         for kind in Kind::ALL {
             drop(metrics.updates.get_or_create(&[("kind", kind.name())]));
         }
@@ -179,6 +183,12 @@ impl Metrics {
              Rising: the node is short of CPU; new pods may have waited for their policies",
             self.resyncs.clone(),
         );
+        registry.register_with_unit(
+            "stale_since_timestamp",
+            "Since when objects of this kind are not seen to change, as the API server does not answer or refuses (Unix time); 0: they are              seen. What is known stays enforced. Not 0 for minutes: `palisade status` has the error; look at the API server, and at the              rights of the agent's account",
+            Unit::Seconds,
+            self.stale.clone(),
+        );
         let failures = Counter::default();
         registry.register(
             "snapshot_failures",
@@ -200,6 +210,22 @@ impl Metrics {
     pub fn set_endpoints(&self, counts: &BTreeMap<EndpointState, usize>) {
         for state in EndpointState::ALL {
             set(&self.endpoints, [("state", state.name())], counts.get(&state));
+        }
+    }
+
+    /// What was asked of the API server, counted by whoever asks.
+    pub fn register_requests(&mut self, requests: Requests) {
+        self.registry.register(
+            "api_requests",
+            "Requests to the API server by what was asked for and how it was answered (code none: not at all). Codes other than 200 rising:              401 and 403, the account lacks a right; 410, the server was restarted or is behind; 429 and 5xx, it is short of room",
+            requests,
+        );
+    }
+
+    pub fn set_stale(&self, stale: &StaleKinds) {
+        for kind in Kind::ALL {
+            let since = stale.get(&kind).map_or(0, |stale| stale.since.as_second());
+            self.stale.get_or_create(&[("kind", kind.name())]).set(since);
         }
     }
 

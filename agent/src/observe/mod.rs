@@ -20,8 +20,12 @@ use metrics::{MapUse, Snapshot};
 
 /// Folder of an agent's state: found from the pin folder alone, so that commands need no second flag.
 pub fn state_dir(pin_dir: &Path) -> PathBuf {
-    let name = pin_dir.to_string_lossy().trim_matches('/').replace('/', "-");
-    Path::new("/run/palisade").join(name)
+    Path::new("/run/palisade").join(flat_name(pin_dir))
+}
+
+/// A pin folder's path as the name of one folder.
+pub fn flat_name(pin_dir: &Path) -> String {
+    pin_dir.to_string_lossy().trim_matches('/').replace('/', "-")
 }
 
 fn catalog_path(pin_dir: &Path) -> PathBuf {

@@ -88,7 +88,7 @@ impl Pods {
 
 impl Status {
     fn lines(&self) -> Vec<String> {
-        let AgentEntry { node, version, not_ready, exits, exits_missing, cni } = &self.entry;
+        let AgentEntry { node, version, not_ready, exits, exits_missing, cni, stale, .. } = &self.entry;
         let running = self.agent == "running";
         let agent = match running {
             true => format!("running, {version}"),
@@ -100,6 +100,10 @@ impl Status {
             (Some(reason), _) => format!("not as a whole: {reason}"),
             (None, true) => "yes".to_owned(),
             (None, false) => "as when the agent ended".to_owned(),
+        };
+        let view = match stale.is_empty() {
+            true => "up to date".to_owned(),
+            false => format!("STALE, what is known stays in force: {}", stale.join("; ")),
         };
         let Pods { isolated, open, closed, not_attached } = self.pods;
         let mut pods = format!("{isolated} isolated, {open} open, {closed} closed");
@@ -117,8 +121,9 @@ impl Status {
             }
         };
         let rows =
-            [("node", node.clone()), ("agent", agent), ("enforced", enforced), ("pods", pods), ("new pods", new_pods)];
+            [("node", node.clone()), ("agent", agent), ("enforced", enforced), ("objects", view), ("pods", pods)];
         let more = [
+            ("new pods", new_pods),
             ("Service traffic", services),
             (
                 "Service flows",
@@ -164,6 +169,7 @@ mod tests {
             "node             one",
             "agent            running, 1",
             "enforced         yes",
+            "objects          up to date",
             "pods             2 isolated, 1 open, 0 closed",
             "new pods         start once they are enforced, by palisade-cni in /etc/cni/net.d",
             "Service traffic  judged where it ends up: by the node's processes, and leaving by eth0, flannel.1",
@@ -192,8 +198,8 @@ mod tests {
         let lines = status.lines();
         assert!(lines[1].contains("not running"), "{lines:?}");
         assert_eq!(lines[2], "enforced         as when the agent ended");
-        assert!(lines[3].ends_with("1 NOT ENFORCED"), "{lines:?}");
-        assert_eq!(lines[5], "Service traffic  REFUSED to pods with an egress policy: eth1 lacks its program: no");
+        assert!(lines[4].ends_with("1 NOT ENFORCED"), "{lines:?}");
+        assert_eq!(lines[6], "Service traffic  REFUSED to pods with an egress policy: eth1 lacks its program: no");
         status.entry.not_ready = Some("stuck".to_owned());
         assert_eq!(status.lines()[2], "enforced         not as a whole: stuck");
     }

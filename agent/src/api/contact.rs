@@ -1,0 +1,214 @@
+//! Whether the API server answers: told per kind of object, and counted per request.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::task::{self, Poll};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use kube::client::Body;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tokio::sync::watch;
+use tower::{Layer, Service};
+
+use crate::facts::Kind;
+
+/// Changes of objects of this kind are not seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    pub kind: Kind,
+    /// When that was noticed, to the second.
+    pub since: Timestamp,
+    pub error: String,
+}
+
+impl fmt::Display for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} since {}: {}", self.kind.name(), self.since, self.error)
+    }
+}
+
+/// By kind; those that are missing are seen.
+pub type StaleKinds = BTreeMap<Kind, Stale>;
+
+/// Requests by what was asked for and how it was answered.
+pub type Requests = Family<Request, Counter>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Request {
+    /// Plural name, as in the URL.
+    pub resource: String,
+    /// `list`, `watch`, or the HTTP method in small letters.
+    pub verb: &'static str,
+    /// HTTP status; `none`: there was no answer.
+    pub code: String,
+}
+
+/// Shared by all who ask the API server.
+#[derive(Clone, Debug)]
+pub struct Contact {
+    stale: watch::Sender<StaleKinds>,
+    requests: Requests,
+}
+
+impl Contact {
+    pub fn new(requests: Requests) -> Self {
+        Self { stale: watch::Sender::new(StaleKinds::new()), requests }
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<StaleKinds> {
+        self.stale.subscribe()
+    }
+
+    /// Objects of the kind cannot be listed or watched. What is told first stays told until one succeeds.
+    pub fn failed(&self, kind: Kind, error: &str) {
+        self.stale.send_if_modified(|stale| {
+            let known = stale.contains_key(&kind);
+            let now = Timestamp::now();
+            let since = now.round(jiff::Unit::Second).unwrap_or(now);
+            stale.entry(kind).or_insert_with(|| Stale { kind, since, error: error.to_owned() });
+            !known
+        });
+    }
+
+    fn answered(&self, kind: Kind) {
+        self.stale.send_if_modified(|stale| stale.remove(&kind).is_some());
+    }
+
+    fn count(&self, asked: &Asked, code: Option<http::StatusCode>) {
+        if let (Some(kind), Some(true)) = (asked.kind, code.map(|code| code.is_success())) {
+            self.answered(kind);
+        }
+        let code = code.map_or_else(|| "none".to_owned(), |code| code.as_str().to_owned());
+        self.requests.get_or_create(&Request { resource: asked.resource.clone(), verb: asked.verb, code }).inc();
+    }
+}
+
+/// What a request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Asked {
+    /// A watch of it: what it succeeds with is all there is to know. After a list a watch follows.
+    kind: Option<Kind>,
+    resource: String,
+    verb: &'static str,
+}
+
+impl Asked {
+    fn of(method: &http::Method, uri: &http::Uri) -> Self {
+        let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
+        // (api/v1 | apis/GROUP/VERSION) [namespaces/NAME] RESOURCE
+        let rest = match parts[..] {
+            ["api", _, ref rest @ ..] | ["apis", _, _, ref rest @ ..] => rest,
+            ref other => other,
+        };
+        let resource = match rest {
+            ["namespaces", _, resource, ..] | [resource, ..] => (*resource).to_owned(),
+            [] => String::new(),
+        };
+        let is_watch = uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+        let verb = match *method {
+            http::Method::GET if is_watch => "watch",
+            http::Method::GET => "list",
+            http::Method::POST => "post",
+            http::Method::PATCH => "patch",
+            _ => "other",
+        };
+        let kind = Kind::ALL.into_iter().find(|kind| is_watch && rest.len() == 1 && resource == plural(*kind));
+        Self { kind, resource, verb }
+    }
+}
+
+pub const fn plural(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Namespace => "namespaces",
+        Kind::Pod => "pods",
+        Kind::Policy => "networkpolicies",
+        Kind::Node => "nodes",
+        Kind::Service => "services",
+    }
+}
+
+// === As part of a client ===
+
+impl<S> Layer<S> for Contact {
+    type Service = Observed<S>;
+
+    fn layer(&self, inner: S) -> Observed<S> {
+        Observed { inner, contact: self.clone() }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Observed<S> {
+    inner: S,
+    contact: Contact,
+}
+
+impl<S, B> Service<http::Request<Body>> for Observed<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let asked = Asked::of(request.method(), request.uri());
+        let contact = self.contact.clone();
+        let answer = self.inner.call(request);
+        answer.inspect(move |answer| contact.count(&asked, answer.as_ref().ok().map(http::Response::status))).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(uri: &str) -> (Option<Kind>, String, &'static str) {
+        let Asked { kind, resource, verb } = Asked::of(&http::Method::GET, &uri.parse().expect("a URI"));
+        (kind, resource, verb)
+    }
+
+    #[test]
+    fn what_a_request_is_for() {
+        let cases = [
+            ("/api/v1/pods?&limit=500", (None, "pods", "list")),
+            ("/api/v1/pods?&watch=true&resourceVersion=1", (Some(Kind::Pod), "pods", "watch")),
+            (
+                "https://[::1]:6443/apis/networking.k8s.io/v1/networkpolicies?watch=true",
+                (Some(Kind::Policy), "networkpolicies", "watch"),
+            ),
+            ("/api/v1/namespaces?watch=true", (Some(Kind::Namespace), "namespaces", "watch")),
+            ("/api/v1/namespaces/a/pods?watch=true", (None, "pods", "watch")),
+            ("/apis/events.k8s.io/v1/namespaces/a/events", (None, "events", "list")),
+            ("/", (None, "", "list")),
+        ];
+        for (uri, (kind, resource, verb)) in cases {
+            assert_eq!(asked(uri), (kind, resource.to_owned(), verb), "{uri}");
+        }
+    }
+
+    #[test]
+    fn the_first_failure_stays_told_until_a_watch_begins() {
+        let contact = Contact::new(Requests::default());
+        let told = contact.subscribe();
+        contact.failed(Kind::Pod, "refused");
+        contact.failed(Kind::Pod, "another");
+        contact.failed(Kind::Node, "refused");
+        assert_eq!(told.borrow()[&Kind::Pod].error, "refused");
+        let watch = Asked::of(&http::Method::GET, &"/api/v1/pods?watch=true".parse().expect("a URI"));
+        contact.count(&watch, Some(http::StatusCode::FORBIDDEN));
+        contact.count(&watch, None);
+        assert_eq!(told.borrow().len(), 2);
+        contact.count(&watch, Some(http::StatusCode::OK));
+        assert_eq!(told.borrow().keys().copied().collect::<Vec<_>>(), [Kind::Node]);
+    }
+}
