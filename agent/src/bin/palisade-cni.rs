@@ -4,10 +4,15 @@ use std::env;
 use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;
 
-use palisade::cni::client;
 use palisade::cni::plugin::{Environment, run};
+use palisade::cni::{PLUGIN, client};
 
 fn main() -> ExitCode {
+    // A runtime gives no arguments; people do.
+    if env::args().nth(1).is_some_and(|argument| argument == "--version") {
+        println!("{PLUGIN} {}", palisade::VERSION);
+        return ExitCode::SUCCESS;
+    }
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let environment = Environment {
         command: variable("CNI_COMMAND"),
