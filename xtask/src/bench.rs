@@ -6,11 +6,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::command::{output, run};
+use crate::machine::Machine;
 use crate::{build, paths, setup};
 
 pub fn bench(arguments: &[String]) -> Result<()> {
     ensure!(output(Command::new("id").arg("-u"))?.trim() == "0", "the lab makes network namespaces: run this as root");
-    let object = build::kernel_programs(&setup::toolchain()?, build::Variant::Palisade)?;
+    let object = build::kernel_programs(&Machine::this()?, build::Variant::Palisade)?;
     build::build(build::Variant::Palisade)?;
     setup::lab()?;
     setup::control_plane()?;

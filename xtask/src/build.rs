@@ -1,5 +1,6 @@
 //! The kernel programs, and the agent with them inside as one static binary.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,11 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::command::{output, run, step};
+use crate::machine::Machine;
 use crate::paths;
-use crate::setup::{self, Toolchain};
 
 /// The kernel runs eBPF in the machine's own byte order.
-const TARGET: &str = if cfg!(target_endian = "little") { "bpfel-unknown-none" } else { "bpfeb-unknown-none" };
+pub const TARGET: &str = if cfg!(target_endian = "little") { "bpfel-unknown-none" } else { "bpfeb-unknown-none" };
 
 /// Which of the two agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,27 +54,42 @@ impl Variant {
     }
 }
 
-/// Builds an agent with its programs; returns its path.
+/// Builds an agent with its programs for this machine; returns its path.
 pub fn build(variant: Variant) -> Result<PathBuf> {
-    let toolchain = setup::toolchain()?;
+    build_for(&Machine::this()?, variant)
+}
+
+/// As `build`, for any machine.
+pub fn build_for(machine: &Machine, variant: Variant) -> Result<PathBuf> {
     let object = step(&format!("kernel programs of {}", variant.name()), || {
-        let object = kernel_programs(&toolchain, variant)?;
+        let object = kernel_programs(machine, variant)?;
         let outcome = object.display().to_string();
         Ok((object, outcome))
     })?;
     step(variant.name(), || {
-        let binary = agent(&toolchain, &object, variant)?;
+        let binary = agent(machine, &object, variant)?;
         let megabytes = fs::metadata(&binary)?.len() / 1_000_000;
         let outcome = format!("{}, static, {megabytes} MB", binary.display());
         Ok((binary, outcome))
     })
 }
 
+/// What was built, as `--version` says it: PALISADE_COMMIT, for where the sources come without git's folder; else the
+/// commit, with `-dirty` where files differ from it.
+pub fn commit() -> String {
+    if let Some(given) = env::var("PALISADE_COMMIT").ok().filter(|given| !given.is_empty()) {
+        return given;
+    }
+    let describe = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
+    output(Command::new("git").args(describe).current_dir(paths::workspace()))
+        .map_or_else(|_| "unknown".to_owned(), |commit| commit.trim().to_owned())
+}
+
 /// Builds the eBPF crate with the stable compiler: `RUSTC_BOOTSTRAP=1` admits `-Z build-std`, for no published toolchain
 /// has a core library for this target.
-pub fn kernel_programs(toolchain: &Toolchain, variant: Variant) -> Result<PathBuf> {
-    let folder = paths::target().join(variant.folder());
-    let mut command = ebpf_cargo(toolchain, "build");
+pub fn kernel_programs(machine: &Machine, variant: Variant) -> Result<PathBuf> {
+    let folder = machine.folder(variant.folder());
+    let mut command = ebpf_cargo(machine, "build");
     command.args(["--release", "--bin", "palisade"]).args(variant.features()).arg("--target-dir").arg(&folder);
     run(&mut command)?;
     let object = folder.join(TARGET).join("release/palisade");
@@ -82,16 +98,15 @@ pub fn kernel_programs(toolchain: &Toolchain, variant: Variant) -> Result<PathBu
 }
 
 /// `cargo SUBCOMMAND` for the eBPF crate, with the flags of aya-build.
-pub fn ebpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Command {
-    let host = &toolchain.compiler.host;
-    let architecture = host.split('-').next().unwrap_or(host);
+pub fn ebpf_cargo(machine: &Machine, subcommand: &str) -> Command {
+    let architecture = machine.architecture();
     // aya knows one name for all of RISC-V's 64-bit variants.
     let architecture = if architecture.starts_with("riscv64") { "riscv64" } else { architecture };
     let flags = [
         format!("--cfg=bpf_target_arch=\"{architecture}\""),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
-        format!("-Clinker={}", toolchain.linker.display()),
+        format!("-Clinker={}", machine.toolchain.linker.display()),
     ];
     let mut command = Command::new("cargo");
     command
@@ -109,34 +124,37 @@ pub fn ebpf_cargo(toolchain: &Toolchain, subcommand: &str) -> Command {
     command
 }
 
-fn agent(toolchain: &Toolchain, object: &Path, variant: Variant) -> Result<PathBuf> {
-    let target = &toolchain.compiler.host;
+fn agent(machine: &Machine, object: &Path, variant: Variant) -> Result<PathBuf> {
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     let mut command = Command::new("cargo");
     command
         .current_dir(paths::workspace())
         // With `--target`, the flags are not those of build scripts and macros.
-        .args(["build", "--release", "--package", "palisade", "--bins", "--target", target])
+        .args(["build", "--release", "--package", "palisade", "--bins", "--target", &machine.triple])
         .args(variant.features())
         .arg("--target-dir")
         .arg(paths::target())
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        .env("PALISADE_EBPF_OBJECT", object);
-    let git = ["rev-parse", "--short=12", "HEAD"];
-    if let Ok(commit) = output(Command::new("git").args(git).current_dir(paths::workspace())) {
-        command.env("PALISADE_COMMIT", commit.trim());
+        .env("PALISADE_EBPF_OBJECT", object)
+        .env("PALISADE_COMMIT", commit());
+    if let Some(cross) = &machine.cross {
+        flags.push(format!("-Clinker={}", cross.compiler.display()));
+        // By these names the crate `cc` is told, with which ring is built.
+        let triple = machine.triple.replace('-', "_");
+        command.env(format!("CC_{triple}"), &cross.compiler).env(format!("AR_{triple}"), &cross.archiver);
     }
-    run(&mut command)?;
+    run(command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")))?;
+    let folder = machine.folder("release");
+    fs::create_dir_all(&folder)?;
     for (program, name) in variant.programs() {
-        let built = paths::target().join(target).join("release").join(program);
+        let built = paths::target().join(&machine.triple).join("release").join(program);
         ensure!(is_static(&built)?, "{} asks for a dynamic loader; it should be static", built.display());
-        let place = paths::target().join("release").join(name);
-        fs::create_dir_all(place.parent().expect("it lies in a folder"))?;
+        let place = folder.join(name);
         // By a rename, as the old one may be running.
         let part = place.with_extension("part");
         fs::copy(&built, &part).with_context(|| format!("cannot write {}", part.display()))?;
         fs::rename(&part, &place)?;
     }
-    Ok(paths::target().join("release").join(variant.name()))
+    Ok(folder.join(variant.name()))
 }
 
 /// A 64-bit ELF file is static when it has no PT_INTERP program header.

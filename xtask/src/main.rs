@@ -4,7 +4,9 @@ mod bench;
 mod build;
 mod command;
 mod fuzz;
+mod image;
 mod lab;
+mod machine;
 mod mutants;
 mod paths;
 mod prove;
@@ -27,6 +29,9 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   bench    speed; without names all of it: `in-kernel`, what a packet costs; `scale`, how that grows with rules, pods and
            ports; `throughput`, what a pod gets through with an agent and without (`connections`: new ones alone);
            `policy`, how soon one holds; `start`, how soon an agent enforces, and its size
+  image    the image, as an OCI layout and an archive of it in target/image: `--platform linux/amd64|linux/arm64|all`,
+           `--tag NAME:TAG`, `--output DIR`, `--source URL` for the label (docs/image.md)
+  sbom     only the bill of materials that is in the image: `--platform`, `--output`
   mutants  mutation testing of compile, tables, parse and decide: `--file F`, `--sample N` (docs/mutants.md)
 ";
 
@@ -43,6 +48,8 @@ fn main() -> ExitCode {
         "fuzz" => fuzz::fuzz(&rest),
         "prove" => prove::prove(&rest),
         "bench" => bench::bench(&rest),
+        "image" => image::image(&rest),
+        "sbom" => image::sbom(&rest),
         "mutants" => mutants::mutants(&rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

@@ -7,7 +7,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::command::{output, run};
-use crate::{build, paths, setup};
+use crate::machine::Machine;
+use crate::{build, paths};
 
 /// A profile of its own in Cargo.toml.
 const PROFILE: &str = "prove";
@@ -17,7 +18,7 @@ pub fn prove(arguments: &[String]) -> Result<()> {
         let user = output(Command::new("id").arg("-u"))?;
         ensure!(user.trim() == "0", "--loaded loads the kernel programs: run this as root");
     }
-    let object = build::kernel_programs(&setup::toolchain()?, build::Variant::Palisade)?;
+    let object = build::kernel_programs(&Machine::this()?, build::Variant::Palisade)?;
     run(Command::new("cargo")
         .current_dir(paths::workspace())
         .args(["build", "--profile", PROFILE, "--package", "palisade-tests", "--bin", "palisade-prove", "--target-dir"])

@@ -9,6 +9,7 @@ use anyhow::{Result, bail, ensure};
 use crate::build::Variant;
 use crate::command::{output, run, step};
 use crate::lab::build_helpers;
+use crate::machine::Machine;
 use crate::{build, fuzz, paths, setup};
 
 struct Stage {
@@ -80,8 +81,7 @@ fn fmt() -> Result<()> {
 fn clippy() -> Result<()> {
     let features = "palisade/live,palisade-tests/live";
     run(&mut cargo(&["clippy", "--quiet", "--all-targets", "--features", features, "--", "-D", "warnings"]))?;
-    let toolchain = setup::toolchain()?;
-    run(build::ebpf_cargo(&toolchain, "clippy")
+    run(build::ebpf_cargo(&Machine::this()?, "clippy")
         .args(["--quiet", "--release", "--bin", "palisade", "--target-dir"])
         .arg(paths::target().join("bpf"))
         .args(["--", "-D", "warnings"]))
@@ -114,6 +114,6 @@ fn live() -> Result<()> {
 const OBJECT_VARIABLE: &str = "PALISADE_EBPF_OBJECT";
 
 fn kernel_programs() -> Result<PathBuf> {
-    let toolchain = setup::toolchain()?;
-    step("kernel programs", || Ok((build::kernel_programs(&toolchain, Variant::Palisade)?, "built".into())))
+    let machine = Machine::this()?;
+    step("kernel programs", || Ok((build::kernel_programs(&machine, Variant::Palisade)?, "built".into())))
 }

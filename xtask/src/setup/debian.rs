@@ -1,5 +1,5 @@
-//! A package of a later Debian, fetched without touching the machine's own apt: its sources, lists, cache and preferences
-//! stay as they are.
+//! Packages of a later Debian or of the machine's own, fetched without touching the machine's own apt: its sources, lists,
+//! cache and preferences stay as they are, and nothing is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Downloads the newest package of this upstream release into `folder`, checked against the archive's signed index.
 pub fn download(package: &str, release: &str, folder: &Path) -> Result<PathBuf> {
-    ensure!(present("apt-get") && present("dpkg-deb"), "this is no Debian (no apt-get)");
+    ensure_apt()?;
     ensure!(Path::new(KEYRING).exists(), "{KEYRING} is missing (package debian-archive-keyring)");
     let mirror = mirror(Path::new("/etc/apt")).context("/etc/apt names no mirror of Debian")?;
-    let apt = Apt::new(folder.join("apt"), &mirror)?;
+    let apt = Apt::with_source(folder.join("apt"), &format!("deb [signed-by={KEYRING}] {mirror} {SUITE} main\n"))?;
     apt.get(&["update"])?;
     let known = output(apt.command("apt-cache").args(["madison", package]))?;
     let version = newest(&known, release)
@@ -54,26 +54,80 @@ pub fn unpack(package: &Path, member: &str, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The machine's release of Debian, as in `bookworm`.
+pub fn release() -> Result<String> {
+    ensure_apt()?;
+    let known = fs::read_to_string("/etc/os-release")?;
+    let name = known.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release names no release")?.trim_matches('"').to_owned())
+}
+
+/// Unpacks packages of the machine's own release, and those that they depend on and that are not installed, below `root`.
+/// apt checks each against the archive's signed index.
+pub fn unpack_missing(packages: &[String], root: &Path) -> Result<()> {
+    let apt = Apt::new(root.with_extension("apt"), "")?;
+    apt.get(&["update"])?;
+    let simulate = ["-q", "--simulate", "--no-install-recommends", "install"];
+    let names = to_install(&output(apt.command("apt-get").args(simulate).args(packages))?);
+    apt.get(&[&["download"], names.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat())?;
+    for entry in fs::read_dir(&apt.folder)? {
+        let file = entry?.path();
+        if file.extension().is_some_and(|extension| extension == "deb") {
+            output(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(root))?;
+        }
+    }
+    fs::remove_dir_all(&apt.folder)?;
+    Ok(())
+}
+
+/// `apt-get --simulate install` prints `Inst package (version archive [architecture])` for what it would install; given
+/// back as `package=version`.
+fn to_install(said: &str) -> Vec<String> {
+    said.lines()
+        .filter_map(|line| {
+            let mut words = line.strip_prefix("Inst ")?.split_whitespace();
+            let (package, version) = (words.next()?, words.find_map(|word| word.strip_prefix('('))?);
+            Some(format!("{package}={version}"))
+        })
+        .collect()
+}
+
+fn ensure_apt() -> Result<()> {
+    ensure!(present("apt-get") && present("dpkg-deb"), "this is no Debian (no apt-get)");
+    Ok(())
+}
+
 /// apt with every one of its folders inside ours.
 struct Apt {
     folder: PathBuf,
 }
 
 impl Apt {
-    fn new(folder: PathBuf, mirror: &str) -> Result<Self> {
-        for part in ["lists/partial", "cache/archives/partial", "etc/preferences.d", "etc/sources.list.d"] {
+    /// With these sources and no others.
+    fn with_source(folder: PathBuf, source: &str) -> Result<Self> {
+        for part in ["etc/preferences.d", "etc/sources.list.d"] {
             fs::create_dir_all(folder.join(part))?;
         }
-        fs::write(folder.join("sources.list"), format!("deb [signed-by={KEYRING}] {mirror} {SUITE} main\n"))?;
+        fs::write(folder.join("sources.list"), source)?;
         let root = folder.display();
-        // What lies in /etc/apt/apt.conf.d (a proxy, say) still holds: Dir::Etc is only moved for sources and preferences.
         let configuration = format!(
             "Dir::Etc::SourceList \"{root}/sources.list\";\nDir::Etc::SourceParts \"{root}/etc/sources.list.d\";\n\
-             Dir::Etc::Preferences \"{root}/etc/preferences\";\nDir::Etc::PreferencesParts \"{root}/etc/preferences.d\";\n\
-             Dir::State::Lists \"{root}/lists\";\nDir::Cache \"{root}/cache\";\n\
+             Dir::Etc::Preferences \"{root}/etc/preferences\";\nDir::Etc::PreferencesParts \"{root}/etc/preferences.d\";\n"
+        );
+        Self::new(folder, &configuration)
+    }
+
+    /// What lies in /etc/apt still holds (a proxy, say), but for what `configuration` says otherwise.
+    fn new(folder: PathBuf, configuration: &str) -> Result<Self> {
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(part))?;
+        }
+        let root = folder.display();
+        let folders = format!(
+            "Dir::State::Lists \"{root}/lists\";\nDir::Cache \"{root}/cache\";\n\
              APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
         );
-        fs::write(folder.join("apt.conf"), configuration)?;
+        fs::write(folder.join("apt.conf"), format!("{configuration}{folders}"))?;
         Ok(Self { folder })
     }
 
@@ -144,6 +198,13 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(mirror_in(text).as_deref(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_apt_would_install_is_read() {
+        let said = "Reading package lists...\nInst libc6-arm64-cross (2.36-8cross1 Debian:12.0/oldstable [all])\n\
+                    Inst gcc-12 [12.1.0-1] (12.2.0-14 Debian:12.0/oldstable [amd64]) []\nConf gcc-12 (12.2.0-14 D [amd64])\n";
+        assert_eq!(to_install(said), ["libc6-arm64-cross=2.36-8cross1", "gcc-12=12.2.0-14"]);
     }
 
     #[test]

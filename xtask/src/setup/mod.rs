@@ -1,5 +1,6 @@
 //! What a machine needs beyond the checkout. Every step looks first, does only what is missing, and can be repeated.
 
+mod cross;
 mod debian;
 mod go;
 mod linker;
@@ -14,7 +15,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::command::step;
+use crate::machine::Platform;
 use crate::paths;
+pub use cross::Cross;
 pub use rust::Compiler;
 
 /// What building the kernel programs needs.
@@ -28,6 +31,14 @@ pub fn toolchain() -> Result<Toolchain> {
     step("sources of Rust's core library", || sources::provide(&compiler))?;
     let linker = step("bpf-linker", || linker::provide(&compiler))?;
     Ok(Toolchain { compiler, linker })
+}
+
+/// What building for another architecture needs, and running what was built.
+pub fn cross(compiler: &Compiler, triple: &str, platform: Platform) -> Result<Cross> {
+    step(&format!("Rust's library for {triple}"), || cross::provide_library(compiler, triple))?;
+    let (gcc, archiver) = step("C compiler for it", || cross::provide_compiler(compiler, platform))?;
+    let emulator = step("user-mode qemu", || cross::provide_emulator(platform))?;
+    Ok(Cross { compiler: gcc, archiver, emulator })
 }
 
 /// The programs that the lab calls, and libcni's runner with the plugins as `target/lab/cni`.
