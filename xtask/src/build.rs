@@ -102,12 +102,13 @@ pub fn ebpf_cargo(machine: &Machine, subcommand: &str) -> Command {
     let architecture = machine.architecture();
     // aya knows one name for all of RISC-V's 64-bit variants.
     let architecture = if architecture.starts_with("riscv64") { "riscv64" } else { architecture };
-    let flags = [
+    let mut flags = unnamed_folders(machine);
+    flags.extend([
         format!("--cfg=bpf_target_arch=\"{architecture}\""),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         format!("-Clinker={}", machine.toolchain.linker.display()),
-    ];
+    ]);
     let mut command = Command::new("cargo");
     command
         .current_dir(paths::workspace())
@@ -125,7 +126,8 @@ pub fn ebpf_cargo(machine: &Machine, subcommand: &str) -> Command {
 }
 
 fn agent(machine: &Machine, object: &Path, variant: Variant) -> Result<PathBuf> {
-    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    let mut flags = unnamed_folders(machine);
+    flags.push("-Ctarget-feature=+crt-static".to_owned());
     let mut command = Command::new("cargo");
     command
         .current_dir(paths::workspace())
@@ -155,6 +157,17 @@ fn agent(machine: &Machine, object: &Path, variant: Variant) -> Result<PathBuf> 
         fs::rename(&part, &place)?;
     }
     Ok(folder.join(variant.name()))
+}
+
+/// Flags by which the programs name no folder of whoever builds them, and are the same wherever they are built.
+fn unnamed_folders(machine: &Machine) -> Vec<String> {
+    let remap = |from: PathBuf, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    // Where several match, the last one holds: a home may lie above or below the sources.
+    let mut flags = Vec::new();
+    flags.extend(paths::cargo_home().map(|home| remap(home, "/cargo")));
+    flags.push(remap(machine.toolchain.compiler.sysroot.join("lib/rustlib/src/rust"), "/rust"));
+    flags.push(remap(paths::workspace(), "/palisade"));
+    flags
 }
 
 /// A 64-bit ELF file is static when it has no PT_INTERP program header.

@@ -13,6 +13,12 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |folder| workspace().join(folder))
 }
 
+/// Cargo's folder, in which the sources of dependencies lie.
+pub fn cargo_home() -> Option<PathBuf> {
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
+}
+
 /// `$PALISADE_CACHE`, else `palisade` in the user's cache folder. What lies there is named by what it was made from.
 pub fn cache() -> Result<PathBuf> {
     if let Some(folder) = env::var_os("PALISADE_CACHE") {
