@@ -7,6 +7,7 @@ mod fuzz;
 mod image;
 mod lab;
 mod machine;
+mod manifests;
 mod mutants;
 mod paths;
 mod prove;
@@ -32,6 +33,8 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   image    the image, as an OCI layout and an archive of it in target/image: `--platform linux/amd64|linux/arm64|all`,
            `--tag NAME:TAG`, `--output DIR`, `--source URL` for the label (docs/image.md)
   sbom     only the bill of materials that is in the image: `--platform`, `--output`
+  manifests
+           deploy/*.yaml, rendered from the Helm chart deploy/helm/palisade
   mutants  mutation testing of compile, tables, parse and decide: `--file F`, `--sample N` (docs/mutants.md)
 ";
 
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         "bench" => bench::bench(&rest),
         "image" => image::image(&rest),
         "sbom" => image::sbom(&rest),
+        "manifests" => manifests::write(),
         "mutants" => mutants::mutants(&rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

@@ -10,7 +10,7 @@ use crate::build::Variant;
 use crate::command::{output, run, step};
 use crate::lab::build_helpers;
 use crate::machine::Machine;
-use crate::{build, fuzz, paths, setup};
+use crate::{build, fuzz, manifests, paths, setup};
 
 struct Stage {
     name: &'static str,
@@ -23,6 +23,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "fmt", about: "formatting", run: fmt },
     Stage { name: "clippy", about: "lints of every crate, the kernel programs included", run: clippy },
     Stage { name: "unit", about: "tests that need neither root nor set-up", run: unit },
+    Stage { name: "deploy", about: "the Helm chart, and the manifests made from it", run: manifests::check },
     Stage { name: "fuzz", about: "libFuzzer, a fixed number of inputs for each target", run: fuzz::bounded },
     Stage {
         name: "build",

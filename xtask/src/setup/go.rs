@@ -67,6 +67,12 @@ pub fn provide_dns() -> Result<(PathBuf, String)> {
     cached("dns", &module, |folder| build(&module, folder, "coredns", ".", "-s -w"))
 }
 
+pub fn provide_helm() -> Result<(PathBuf, String)> {
+    check()?;
+    let module = modules().join("helm");
+    cached("helm", &module, |folder| build(&module, folder, "helm", "helm.sh/helm/v3/cmd/helm", "-s -w"))
+}
+
 /// Without these a program of Kubernetes does not know which release it is.
 fn release_flags(module: &Path) -> Result<String> {
     let asked = ["list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"];

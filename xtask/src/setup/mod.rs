@@ -67,6 +67,11 @@ pub fn services() -> Result<()> {
     link("dns", &step("CoreDNS", go::provide_dns)?)
 }
 
+/// Helm, the program.
+pub fn helm() -> Result<PathBuf> {
+    Ok(step("helm", go::provide_helm)?.join("helm"))
+}
+
 /// Beside what cargo builds, where the lab library looks for it.
 fn link(name: &str, folder: &Path) -> Result<()> {
     let place = paths::target().join("lab").join(name);
