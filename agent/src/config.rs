@@ -247,6 +247,9 @@ pub struct UninstallFlags {
     /// The agent's --state-dir; unless given, the last agent's.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Stay when all is done, until SIGTERM or SIGINT: the container of a DaemonSet that ends is started again.
+    #[arg(long)]
+    pub stay: bool,
     #[command(flatten)]
     pub folders: CniFolders,
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cni::conflist::FILE;
 use crate::cni::install::{Installed, Places, install, plugin_beside, uninstall as take_out};
@@ -46,6 +47,20 @@ pub fn uninstall(flags: &UninstallFlags) -> anyhow::Result<()> {
         println!("palisade: removed {}; policies are not enforced on this node any longer", pin_dir.display());
     } else {
         println!("palisade: nothing under {}", pin_dir.display());
+    }
+    if flags.stay {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(stay())?;
+    }
+    Ok(())
+}
+
+/// Until it is asked to end.
+async fn stay() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
     Ok(())
 }
