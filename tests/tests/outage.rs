@@ -10,9 +10,7 @@ use palisade::observe::state_dir;
 use palisade_tests::lab::agent::palisade;
 use palisade_tests::lab::probe::Probe;
 use palisade_tests::lab::server::Server;
-use palisade_tests::lab::{
-    Agent, AgentOptions, ControlPlane, Lab, Node, Outcome, Pod, PodSpec, Source, Transport, objects,
-};
+use palisade_tests::lab::{Agent, AgentOptions, ControlPlane, Lab, Node, Pod, PodSpec, Source, Transport, objects};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Short, as a retransmitted SYN (after a second) would hide that the first one was dropped.
