@@ -48,16 +48,15 @@ impl Scene {
         self.plane.put(&objects::policy("web", "one-port", &spec).expect("a policy")).expect("it is taken");
     }
 
-    /// Whether a reaches b at each of the two ports, when it is the same in both families.
-    fn reached(&self) -> [bool; 2] {
+    /// Whether a reaches b at each of the two ports; `None`: in one family alone, as when a change falls between two probes.
+    fn reached(&self) -> [Option<bool>; 2] {
         let ask = |port: u16| {
             let outcomes =
                 self.b.addresses.iter().map(|address| {
                     Probe::new(&self.a.netns, Transport::Tcp, *address, port).ask_within(AT_ONCE).reached()
                 });
             let outcomes: Vec<bool> = outcomes.collect();
-            assert!(outcomes.iter().all(|reached| *reached == outcomes[0]), "{port}: {outcomes:?}");
-            outcomes[0]
+            outcomes.iter().all(|reached| *reached == outcomes[0]).then_some(outcomes[0])
         };
         [ask(80), ask(81)]
     }
@@ -90,22 +89,25 @@ fn what_was_last_known_is_enforced_after_a_boot() {
     let mut scene = Scene::new("boot");
     scene.admit(80);
     let agent = Agent::start(&scene.lab, &scene.node, &scene.options).expect("an agent");
-    assert_eq!(scene.reached(), [true, false]);
+    assert_eq!(scene.reached(), [true, false].map(Some));
     assert!(agent.stop().expect("it runs").success());
     assert!(scene.file().exists(), "the end writes what is known");
 
     scene.plane.kill_api_server().expect("it runs");
     scene.boot();
-    assert_eq!(scene.reached(), [true, true], "nothing is enforced");
+    // The kernel takes links away a moment after their pins.
+    wait("nothing is enforced", || scene.reached() == [true, true].map(Some));
     let agent = Agent::spawn(&scene.lab, &scene.node, &scene.options).expect("an agent");
     wait("what was last known is in force", || page(&agent, "/readyz").1.contains("what was last known, at "));
     let (status, body) = page(&agent, "/readyz");
     assert!(status == 503 && body.contains("no complete list of Namespace, Pod, NetworkPolicy, Node since"), "{body}");
-    assert_eq!(scene.reached(), [true, false]);
+    assert_eq!(scene.reached(), [true, false].map(Some));
 
     scene.plane.restart_api_server(scene.lab.guard()).expect("it starts again");
     scene.admit(81);
-    wait("the newest objects are in force", || page(&agent, "/readyz").0 == 200 && scene.reached() == [false, true]);
+    wait("the newest objects are in force", || {
+        page(&agent, "/readyz").0 == 200 && scene.reached() == [false, true].map(Some)
+    });
     assert!(agent.log_text().contains("complete lists have taken the place of the objects last known"));
     // An agent that is killed has written what was known a second earlier.
     let mark = state_dir(&scene.node.pin_dir).join("last-known-is-old");
@@ -114,7 +116,7 @@ fn what_was_last_known_is_enforced_after_a_boot() {
     scene.plane.kill_api_server().expect("it runs");
     scene.boot();
     let agent = Agent::spawn(&scene.lab, &scene.node, &scene.options).expect("an agent");
-    wait("what was last known is in force", || scene.reached() == [false, true]);
+    wait("what was last known is in force", || scene.reached() == [false, true].map(Some));
     agent.kill().expect("it runs");
 
     // One that is damaged is ignored, and what is not known is closed.
@@ -125,7 +127,7 @@ fn what_was_last_known_is_enforced_after_a_boot() {
     fs::write(scene.file(), bytes).expect("it can be written");
     let agent = Agent::spawn(&scene.lab, &scene.node, &scene.options).expect("an agent");
     wait("it is told of", || agent.log_text().contains("last-known is damaged: its checksum is another"));
-    wait("pods are closed", || scene.reached() == [false, false]);
+    wait("pods are closed", || scene.reached() == [false, false].map(Some));
     assert!(page(&agent, "/readyz").1.contains("no complete list of objects yet"));
     drop(agent);
 
@@ -157,7 +159,7 @@ fn a_new_agent_without_an_api_server_changes_nothing() {
         assert!(!refused(), "Service traffic is refused");
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(scene.reached(), [true, false]);
+    assert_eq!(scene.reached(), [true, false].map(Some));
 }
 
 #[test]
@@ -182,13 +184,13 @@ fn stale_is_told_and_what_is_known_stays() {
         text.contains("objects          STALE, what is known stays in force: ")
             && text.contains("NetworkPolicy since 20")
     });
-    assert_eq!(scene.reached(), [true, false]);
+    assert_eq!(scene.reached(), [true, false].map(Some));
 
     // A restart without an API server changes nothing, and a pod whose interface is new is known by its CNI result.
     agent.kill().expect("it runs");
     agent = Agent::spawn(&scene.lab, &scene.node, &scene.options).expect("an agent");
     wait("what was last known is in force", || page(&agent, "/readyz").1.contains("what was last known, at "));
-    assert_eq!(scene.reached(), [true, false]);
+    assert_eq!(scene.reached(), [true, false].map(Some));
 
     scene.plane.restart_api_server(scene.lab.guard()).expect("it starts again");
     agent.wait_ready(DEADLINE).expect("it is ready again");
@@ -196,5 +198,5 @@ fn stale_is_told_and_what_is_known_stays() {
     let (_, metrics) = page(&agent, "/metrics");
     let watches = "palisade_api_requests_total{resource=\"networkpolicies\",verb=\"watch\",code=\"200\"}";
     assert!(metrics.contains(watches), "{metrics}");
-    assert_eq!(scene.reached(), [true, false]);
+    assert_eq!(scene.reached(), [true, false].map(Some));
 }
