@@ -5,8 +5,8 @@ use palisade_tests::bench::pods::{Size, measure};
 
 #[test]
 fn new_pods_leak_nothing() {
-    let size = Size { pods: 300, wave: 75, without_plugin: 30, without_agent: 30 };
-    let [with, without, stopped] = measure(size).expect("a world of pods");
+    let size = Size { pods: 300, wave: 75, unenforced: 0, without_plugin: 30, without_agent: 30 };
+    let [_, with, without, stopped] = measure(size).expect("a world of pods");
     assert_eq!((with.pods, with.not_started), (300, 0));
     assert_eq!((with.leaking, with.leaks), (0, 0), "with the plugin");
     assert_eq!((with.connected(), with.refused), ([300; 3], 0), "with the plugin");

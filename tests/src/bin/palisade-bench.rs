@@ -13,7 +13,8 @@ usage: palisade-bench [NAME…]
   services       streams, exchanges and new connections to a Service, among 1 and 5,000, with and without an agent
   policy         from the API server's answer to a policy write until it holds, with 10 and with 5,000 pods
   start          from an agent's start until it enforces, its memory and idle processor time, with 10 and with 5,000 pods
-  pods           new pods that talk in their first millisecond, with the CNI plugin, without it, and without an agent
+  pods           10,000 new pods that talk in their first millisecond, with the CNI plugin, and a tenth of that without it, and without an
+                 agent; `pods --pods COUNT`: as many
   restart        what becomes of 50,000 connections and of new ones while agents are killed and started 100 times, and stopped and started
                  20 times while policies change; `restart --other PATH`: and exchanged with that agent, of another layout, by turns
   in-kernel      what a packet costs in the kernel programs, by test runs
@@ -32,7 +33,7 @@ const BENCHES: [(&str, Bench); 10] = [
     ("services", service_traffic::run),
     ("policy", policy::run),
     ("start", start::run),
-    ("pods", pods::run),
+    ("pods", || pods::run(10_000)),
     ("restart", || restart::run(None)),
     ("in-kernel", in_kernel::run),
     ("exits", exits::run),
@@ -55,6 +56,10 @@ fn run(arguments: &[&str]) -> Result<()> {
         // What `throughput` starts in its pods.
         ["serve"] => return load::serve(),
         ["client", server] => return load::client(server.parse()?),
+        ["pods", "--pods", count] => {
+            println!("== pods");
+            return pods::run(count.parse().context("a number of pods")?);
+        }
         ["restart", "--other", path] => {
             println!("== restart");
             return restart::run(Some(path.into()));

@@ -1,11 +1,12 @@
 //! Two nodes, whom new pods may and may not talk to, agents that are kept busy, and waves of new pods.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::Outcome;
 use super::probe::{ALLOWED, Report, Stranger, Targets, Watcher, live};
@@ -186,12 +187,16 @@ impl World {
                 })
                 .collect();
             drop(sender);
+            // The kubelet tells the API server a pod's addresses once it has them; nothing in the pod waits for it.
+            let (told, tells) = channel();
+            let kubelet = scope.spawn(move || tells.iter().try_for_each(|object| self.manifests.put(&object)));
             let lives: Vec<_> = (0..THREADS)
                 .map(|_| {
-                    let receiver = receiver.clone();
-                    scope.spawn(move || self.watch(&receiver))
+                    let (receiver, told) = (receiver.clone(), told.clone());
+                    scope.spawn(move || self.watch(&receiver, &told))
                 })
                 .collect();
+            drop(told);
             let mut failed = 0;
             for runner in runners {
                 failed += runner.join().expect("it does not panic")?;
@@ -203,11 +208,12 @@ impl World {
                     reports.push(report);
                 }
             }
+            kubelet.join().expect("it does not panic")?;
             Ok((pods, reports, failed))
         })
     }
 
-    fn watch(&self, pods: &Mutex<std::sync::mpsc::Receiver<(Pod, Instant)>>) -> Result<Vec<(Pod, Report)>> {
+    fn watch(&self, pods: &Mutex<Receiver<(Pod, Instant)>>, told: &Sender<Value>) -> Result<Vec<(Pod, Report)>> {
         let mut all = Vec::new();
         loop {
             let next = pods.lock().expect("nobody panics with it").recv();
@@ -215,8 +221,7 @@ impl World {
             pod.netns.enter()?;
             let report = live(&pod, &self.targets, added, || {
                 self.stranger.seek(&pod.addresses);
-                // The kubelet tells the API server the pod's address, once it has it.
-                let _ = self.manifests.put(&objects::pod(&pod, self.node()));
+                let _ = told.send(objects::pod(&pod, self.node()));
             })?;
             all.push((pod, report));
         }

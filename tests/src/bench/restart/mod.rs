@@ -8,20 +8,22 @@ pub mod attempts;
 mod churn;
 pub mod ends;
 mod held;
+mod refused;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use palisade::kernel::Maps;
 use palisade_common::Reason;
 
 use self::attempts::{AttemptCounts, Attempts, Kind};
 use self::churn::Churn;
 pub use self::held::Extent;
 use self::held::{Held, HeldCounts};
+use self::refused::Refused;
 use super::machine;
 use super::table::Table;
 use crate::lab::server::Server;
@@ -172,6 +174,7 @@ struct Bench {
     /// Client, server, and one that may reach nobody.
     pods: [Pod; 3],
     manifests: Manifests,
+    refused: RefCell<Refused>,
     _servers: Vec<Server>,
 }
 
@@ -206,7 +209,7 @@ impl Bench {
         ] {
             manifests.put(&objects::policy("bench", name, spec)?)?;
         }
-        Ok(Self { lab, node, pods, manifests, _servers: vec![server] })
+        Ok(Self { lab, node, pods, manifests, refused: RefCell::default(), _servers: vec![server] })
     }
 
     fn options(&self, program: Option<&Path>) -> AgentOptions {
@@ -245,9 +248,9 @@ impl Bench {
 
     /// Packets that the programs have refused so far.
     fn refused(&self) -> Result<BTreeMap<&'static str, i64>> {
-        let counters = Maps::open_pinned(&self.node.pin_dir)?.counters()?;
-        let refused = counters.into_iter().filter(|(reason, _)| !reason.passes());
-        refused.map(|(reason, packets)| Ok((reason.name(), i64::try_from(packets)?))).collect()
+        let mut refused = self.refused.borrow_mut();
+        refused.look(&self.node.pin_dir)?;
+        refused.packets()
     }
 
     fn phase(
@@ -262,6 +265,7 @@ impl Bench {
         let attempts = Attempts::start(&self.kinds(size.rate));
         for number in 0..restarts {
             restart(number)?;
+            self.refused.borrow_mut().look(&self.node.pin_dir)?;
         }
         let attempts = attempts.finish()?;
         let mut beyond = self.refused()?;
