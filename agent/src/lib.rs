@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod capabilities;
 pub mod cni;
 pub mod compile;
 pub mod config;

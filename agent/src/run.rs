@@ -16,6 +16,7 @@ use crate::agent::{Agent, Signals};
 use crate::api::OpenSource;
 use crate::api::contact::{Contact, Requests};
 use crate::api::events::Events as Notices;
+use crate::capabilities;
 use crate::cni::server::{self, Ask, Senders};
 use crate::cni::{keeper, socket_path};
 use crate::config::AgentConfig;
@@ -49,6 +50,7 @@ const VERIFY_INTERVAL: Duration = Duration::from_secs(10);
 pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    capabilities::check()?;
     // Before anything is made or loaded.
     let requests = Requests::default();
     let contact = Contact::new(requests.clone());

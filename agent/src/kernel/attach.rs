@@ -11,6 +11,7 @@ use aya::programs::tc::{self, NlOptions, SchedClassifier, SchedClassifierLink, T
 use aya::util::KernelVersion;
 
 use super::filters::{self, Place};
+use super::pinned::Program;
 use super::pins::PinDir;
 use super::qdisc::{TC_H_EGRESS, TC_H_INGRESS};
 use super::{EXIT_LINK, EXIT_RAW, FROM_POD, TO_POD, program_mut, tcx};
@@ -85,7 +86,7 @@ pub(super) fn attach_one(
         AttachMode::Tcx | AttachMode::Auto => {
             attach_tcx(program, pin, ifindex, place)?;
             // Of an agent with --attach clsact, whose tables may be another version's.
-            if has(AttachMode::Clsact, ifindex, place) {
+            if has_filter(ifindex, place) {
                 take_off(&name_of(ifindex)?, place)?;
             }
             Ok(())
@@ -159,8 +160,9 @@ pub(super) fn standing_of(
 fn programs_at(mode: AttachMode, ifindex: u32, place: TcAttachType) -> anyhow::Result<Vec<(Option<u32>, String)>> {
     Ok(match mode {
         AttachMode::Tcx | AttachMode::Auto => {
-            let programs = SchedClassifier::query_tcx(&name_of(ifindex)?, place)?.1;
-            programs.iter().map(|it| (Some(it.id()), it.name_as_str().unwrap_or_default().to_owned())).collect()
+            let ids = tcx::programs(ifindex, place).with_context(|| format!("looking at interface {ifindex}"))?;
+            let name = |id| Program::of_id(id).name.unwrap_or_else(|| format!("with id {id}"));
+            ids.into_iter().map(|id| (Some(id), name(id))).collect()
         }
         AttachMode::Clsact => {
             let filters = filters::list(ifindex, parent(place))?;
@@ -170,13 +172,19 @@ fn programs_at(mode: AttachMode, ifindex: u32, place: TcAttachType) -> anyhow::R
 }
 
 /// Programs of some version of ours are on the interface in both directions, in whichever way they were attached.
-pub(super) fn is_judged(ifindex: u32) -> bool {
-    PLACES.into_iter().all(|place| [AttachMode::Tcx, AttachMode::Clsact].iter().any(|mode| has(*mode, ifindex, place)))
+pub(super) fn is_judged(pins: &PinDir, ifindex: u32) -> anyhow::Result<bool> {
+    for place in PLACES {
+        let links = pins.links_of_all_versions(ifindex, place.0)?;
+        if !links.iter().any(|link| tcx::is_in_use(link, ifindex, place)) && !has_filter(ifindex, place) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
-/// Whether a program of this name is there.
-fn has(mode: AttachMode, ifindex: u32, (name, place): (&str, TcAttachType)) -> bool {
-    programs_at(mode, ifindex, place).unwrap_or_default().iter().any(|(_, found)| found == name)
+/// Whether a filter of this name is there.
+fn has_filter(ifindex: u32, (name, place): (&str, TcAttachType)) -> bool {
+    filters::list(ifindex, parent(place)).unwrap_or_default().into_iter().any(|filter| filter.title() == name)
 }
 
 /// Requests for clsact take a name. It is looked up just before, and seen after whether the interface has got the program.
@@ -285,7 +293,7 @@ fn take_off(interface: &str, (name, place): (&str, TcAttachType)) -> anyhow::Res
         Err(error) => {
             tracing::debug!(%error, interface, name, "no filter to take off");
             let Ok(ifindex) = index_of(interface) else { return Ok(()) };
-            let stays = has(AttachMode::Clsact, ifindex, (name, place));
+            let stays = has_filter(ifindex, (name, place));
             ensure!(!stays, "the filter {name} cannot be taken off {interface}: {error}");
             Ok(())
         }

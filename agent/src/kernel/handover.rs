@@ -72,7 +72,10 @@ impl Kernel {
 
     /// Programs of some version are on the interface in both directions, so that it is judged by that version's tables.
     pub fn is_judged(&self, ifindex: u32) -> bool {
-        attach::is_judged(ifindex)
+        attach::is_judged(&self.pins, ifindex).unwrap_or_else(|error| {
+            tracing::warn!(error = format!("{error:#}"), ifindex, "looking for programs of earlier agents");
+            false
+        })
     }
 
     /// Copies the flows of other versions' tables that ours does not have, or has from longer ago.

@@ -21,7 +21,7 @@ struct Detach {
 /// interface has gone is detached already; what is somebody else's is left as it is.
 pub(super) fn detach(pin: &Path) -> io::Result<()> {
     let Pinned::Link(link, info) = pinned::look(pin)? else { return Ok(()) };
-    if !PROGRAMS.contains(&info.program.as_str()) {
+    if !PROGRAMS.iter().any(|name| info.program.may_be(name)) {
         return Ok(());
     }
     // SAFETY: nothing is pointed to.

@@ -130,6 +130,12 @@ impl Kernel {
         let FoundMaps { held, forgetful } = found::maps(&pins, sizes)?;
         let mut ebpf = load(&pins, sizes, &held, settings)?;
         let mut maps = Maps::take(&mut ebpf)?;
+        if let Err(error) = predecessors::keep_types(&pins) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "an agent of another version will need CAP_SYS_ADMIN to take over connections"
+            );
+        }
         let inherited = predecessors.read(&pins);
         let found_at = maps.config.epoch();
         handover::take_pauses(&mut maps, &inherited, found_at)?;

@@ -52,7 +52,15 @@ pub(super) struct Link {
     /// Of TCX: the interface, 0 once that has gone, and the hook (enum bpf_attach_type).
     pub(super) ifindex: u32,
     pub(super) hook: u32,
-    pub(super) program: String,
+    pub(super) program: Program,
+}
+
+/// A program that something runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    pub(super) id: u32,
+    /// Without CAP_SYS_ADMIN the kernel tells us of no program that we have no descriptor of.
+    pub(super) name: Option<String>,
 }
 
 /// The part of union bpf_attr for BPF_OBJ_*.
@@ -106,8 +114,7 @@ pub(super) fn look(pin: &Path) -> io::Result<Pinned> {
             // Of the union, bpf_link_info.tcx begins at byte 16.
             let [kind, _id, program, _pad, ifindex, hook, ..] = info(&fd)?;
             let (ifindex, hook) = if kind == LINK_TCX { (ifindex, hook) } else { (0, 0) };
-            let program = program_of_id(program).and_then(|program| program_name(&program)).unwrap_or_default();
-            Ok(Pinned::Link(fd, Link { kind, ifindex, hook, program }))
+            Ok(Pinned::Link(fd, Link { kind, ifindex, hook, program: Program::of_id(program) }))
         }
         _ => Ok(Pinned::Other("something that this agent does not know")),
     }
@@ -154,10 +161,32 @@ impl std::fmt::Display for Pinned {
             Self::Map(shape) => write!(f, "{shape}"),
             Self::Program(name) => write!(f, "a program ({name})"),
             Self::Link(_, Link { kind: LINK_TCX, ifindex, program, .. }) => {
-                write!(f, "a link of the program {program:?} at interface {ifindex}")
+                write!(f, "a link of {program} at interface {ifindex}")
             }
-            Self::Link(_, Link { program, .. }) => write!(f, "a link of the program {program:?}"),
+            Self::Link(_, Link { program, .. }) => write!(f, "a link of {program}"),
             Self::Other(what) => f.write_str(what),
+        }
+    }
+}
+
+// === impl Program ===
+
+impl Program {
+    pub(super) fn of_id(id: u32) -> Self {
+        Self { id, name: program_of_id(id).and_then(|program| program_name(&program)).ok() }
+    }
+
+    /// As far as can be told: what is at a pin of ours, at the hook where ours should be, is ours if we are not told its name.
+    pub(super) fn may_be(&self, name: &str) -> bool {
+        self.name.as_deref().is_none_or(|is| is == name)
+    }
+}
+
+impl std::fmt::Display for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "the program {name:?}"),
+            None => write!(f, "the program with id {}", self.id),
         }
     }
 }

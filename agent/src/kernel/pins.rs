@@ -68,6 +68,12 @@ impl PinDir {
         self.current().join(LINKS).join(format!("{ifindex}-{program}"))
     }
 
+    /// Where agents of whatever version have it.
+    pub fn links_of_all_versions(&self, ifindex: u32, program: &str) -> anyhow::Result<Vec<PathBuf>> {
+        let name = format!("{ifindex}-{program}");
+        Ok(versions(&self.root)?.into_iter().map(|version| version.join(LINKS).join(&name)).collect())
+    }
+
     /// Of a device by which packets leave the node.
     pub fn exit(&self, ifindex: u32, program: &str) -> PathBuf {
         self.current().join(EXITS).join(format!("{ifindex}-{program}"))

@@ -15,6 +15,7 @@ use super::syscall::bpf;
 
 /// bpf(2), linux/bpf.h: enum bpf_cmd.
 const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -45,6 +46,22 @@ struct Update {
     old_prog_fd: u32,
 }
 
+/// Its part for BPF_PROG_QUERY.
+#[repr(C)]
+struct Query {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
 /// Its part for BPF_OBJ_PIN.
 #[repr(C)]
 struct Pin {
@@ -60,10 +77,7 @@ pub(super) fn attach(
     ifindex: u32,
     place: TcAttachType,
 ) -> anyhow::Result<()> {
-    let hook = match place {
-        TcAttachType::Egress => BPF_TCX_EGRESS,
-        TcAttachType::Ingress | TcAttachType::Custom(_) => BPF_TCX_INGRESS,
-    };
+    let hook = hook(place);
     let (program, name) = program;
     let found = pinned::look(pin).with_context(|| format!("opening {}", pin.display()))?;
     match &found {
@@ -85,9 +99,57 @@ pub(super) fn attach(
     pin_link(&link, pin).with_context(|| format!("pinning {}", pin.display()))
 }
 
+/// Ids of the programs of an interface, in the order in which they are asked. aya asks for their names as well, which takes CAP_SYS_ADMIN.
+pub(super) fn programs(ifindex: u32, place: TcAttachType) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0_u32; 64];
+    loop {
+        let mut attributes = Query {
+            target_ifindex: ifindex,
+            attach_type: hook(place),
+            query_flags: 0,
+            attach_flags: 0,
+            prog_ids: ids.as_mut_ptr().expose_provenance() as u64,
+            count: ids.len() as u32,
+            pad: 0,
+            prog_attach_flags: 0,
+            link_ids: 0,
+            link_attach_flags: 0,
+            revision: 0,
+        };
+        // SAFETY: there is room for as many ids as is said.
+        let asked = unsafe { bpf(BPF_PROG_QUERY, &mut attributes) };
+        let count = attributes.count as usize;
+        match asked {
+            Ok(_) => {
+                ids.truncate(count);
+                return Ok(ids);
+            }
+            // There are more, and it was said how many.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => ids.resize(count.max(ids.len() * 2), 0),
+            // None was ever attached.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether the link that is pinned here runs its program at this place now.
+pub(super) fn is_in_use(pin: &Path, ifindex: u32, (name, place): (&str, TcAttachType)) -> bool {
+    let Ok(Pinned::Link(_, link)) = pinned::look(pin) else { return false };
+    let runs = || programs(ifindex, place).is_ok_and(|ids| ids.contains(&link.program.id));
+    is_ours(&link, name, hook(place)) && link.ifindex == ifindex && runs()
+}
+
+const fn hook(place: TcAttachType) -> u32 {
+    match place {
+        TcAttachType::Egress => BPF_TCX_EGRESS,
+        TcAttachType::Ingress | TcAttachType::Custom(_) => BPF_TCX_INGRESS,
+    }
+}
+
 /// A link that an agent has made for this place, whatever has become of its interface.
 fn is_ours(link: &Link, name: &str, hook: u32) -> bool {
-    link.kind == LINK_TCX && link.hook == hook && link.program == name
+    link.kind == LINK_TCX && link.hook == hook && link.program.may_be(name)
 }
 
 /// What is somebody else's is kept, but not where ours has to be.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 const MAGIC: u16 = 0xeb9f;
 /// Structs within structs and arrays; more than any layout has.
@@ -28,7 +29,7 @@ const TYPE_TAG: u32 = 18;
 const ENUM64: u32 = 19;
 
 /// An integer of a type, in bytes from its begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) struct Leaf {
     pub(super) offset: usize,
     pub(super) size: usize,
@@ -50,7 +51,7 @@ struct Type {
     at: usize,
 }
 
-/// A blob of types in this machine's byte order, as BPF_OBJ_GET_INFO_BY_FD gives it.
+/// A blob of types in this machine's byte order, as BPF_OBJ_GET_INFO_BY_FD gives it and as it is in an object.
 #[derive(Debug)]
 pub(super) struct Btf<'a> {
     strings: &'a [u8],

@@ -4,12 +4,13 @@ use std::mem::size_of;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use aya::Pod;
 use aya::maps::MapData;
 
-use super::btf::{Btf, Leaves};
+use super::btf::Btf;
 use super::conversion::Conversion;
+use super::types::{self, Layout};
 use crate::kernel::batch::RawEntries;
 use crate::kernel::syscall::bpf;
 
@@ -91,8 +92,7 @@ pub(super) struct Described {
     data: MapData,
     key_size: usize,
     value_size: usize,
-    key: Leaves,
-    value: Leaves,
+    layout: Layout,
 }
 
 impl Described {
@@ -104,16 +104,15 @@ impl Described {
         let mut map = MapInfo::default();
         // SAFETY: plain numbers, without pointers.
         unsafe { info(data.fd().as_fd(), &mut map) }.context("asking for the map's types")?;
-        ensure!(map.btf_id != 0, "{} has no description of its types (BTF)", pin.display());
-        let bytes = blob(map.btf_id).with_context(|| format!("reading the types of {}", pin.display()))?;
-        let btf = Btf::parse(&bytes)?;
-        let (key, value) = (btf.leaves(map.btf_key_type_id)?, btf.leaves(map.btf_value_type_id)?);
-        Ok(Self { data, key_size: map.key_size as usize, value_size: map.value_size as usize, key, value })
+        let (key_size, value_size) = (map.key_size as usize, map.value_size as usize);
+        let layout = layout(pin, &map).with_context(|| format!("reading the types of {}", pin.display()))?;
+        Ok(Self { data, key_size, value_size, layout: layout.fitting(key_size, value_size)? })
     }
 
     /// From its entries to those of `other`.
     pub(super) fn conversions(&self, other: &Self) -> anyhow::Result<[Conversion; 2]> {
-        Ok([Conversion::of_key(&self.key, &other.key)?, Conversion::of_value(&self.value, &other.value)])
+        let (from, to) = (&self.layout, &other.layout);
+        Ok([Conversion::of_key(&from.key, &to.key)?, Conversion::of_value(&from.value, &to.value)])
     }
 
     /// Every entry, in the layout that the conversions lead to.
@@ -135,7 +134,7 @@ impl Described {
     /// Gives a field another number in those entries of an array for which the path of another one is not 0. The programs that read them go
     /// on meanwhile: all else is written as it is there.
     pub(super) fn set(&self, path: &str, number: u64, where_set: &str) -> anyhow::Result<()> {
-        let field = |path: &str| self.value.get(path).with_context(|| format!("there is no field {path}"));
+        let field = |path: &str| self.layout.value.get(path).with_context(|| format!("there is no field {path}"));
         let (to, condition) = (*field(path)?, *field(where_set)?);
         let mut entries = Vec::new();
         self.raw().for_each(|key, value| {
@@ -182,16 +181,23 @@ fn converted<T: Pod + Default>(conversion: &Conversion, old: &[u8]) -> T {
     new
 }
 
-/// The BTF of this id, whole.
-fn blob(id: u32) -> anyhow::Result<Vec<u8>> {
-    // SAFETY: nothing is pointed to.
-    let fd = match unsafe { bpf(BPF_BTF_GET_FD_BY_ID, &mut IdRequest { btf_id: id, ..IdRequest::default() }) } {
-        Ok(fd) => fd,
+/// By the map's own BTF; where the kernel does not give us that, by what the agent said that made the map.
+fn layout(pin: &Path, map: &MapInfo) -> anyhow::Result<Layout> {
+    ensure!(map.btf_id != 0, "it has no description of its types (BTF)");
+    let bytes = match blob(map.btf_id) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            bail!("the kernel gives them with CAP_SYS_ADMIN only")
+            return types::read(pin).context("the kernel gives them with CAP_SYS_ADMIN only");
         }
-        Err(error) => return Err(error.into()),
+        bytes => bytes?,
     };
+    let btf = Btf::parse(&bytes)?;
+    Ok(Layout { key: btf.leaves(map.btf_key_type_id)?, value: btf.leaves(map.btf_value_type_id)? })
+}
+
+/// The BTF of this id, whole.
+fn blob(id: u32) -> std::io::Result<Vec<u8>> {
+    // SAFETY: nothing is pointed to.
+    let fd = unsafe { bpf(BPF_BTF_GET_FD_BY_ID, &mut IdRequest { btf_id: id, ..IdRequest::default() }) }?;
     // SAFETY: the call has just given us this descriptor.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut size = BtfInfo::default();

@@ -7,6 +7,7 @@ mod btf;
 mod conversion;
 mod flows;
 mod map;
+mod types;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +21,7 @@ use palisade_common::layout::{
 
 pub use self::flows::Copied;
 use self::map::Described;
+pub(super) use self::types::keep as keep_types;
 
 use super::flows::lasting_pressure;
 use super::maps::{Maps, Plain};
@@ -150,6 +152,7 @@ impl Predecessors {
                     pins.own_qdisc(ifindex)?;
                 }
             }
+            types::forget(&folder.join(MAPS))?;
             pins::remove_version(folder, pins::remove_pin, |marker| Ok(fs::remove_dir(marker)?))?;
             self.all.pop();
         }

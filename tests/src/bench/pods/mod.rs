@@ -38,7 +38,7 @@ impl Size {
 #[derive(Default)]
 pub struct Outcome {
     pub pods: usize,
-    /// Pods that exchanged something forbidden.
+    /// Pods that were sent something forbidden, and waves of which others were.
     pub leaking: usize,
     /// Forbidden packets and connections that arrived.
     pub leaks: usize,
@@ -77,7 +77,9 @@ impl Outcome {
             None => "-".to_owned(),
         };
         let mut cells = vec![name.to_owned()];
-        cells.extend([self.pods, self.not_started, self.leaking, self.leaks].map(|count| count.to_string()));
+        cells.extend(
+            [self.pods, self.not_started, self.leaking.min(self.pods), self.leaks].map(|count| count.to_string()),
+        );
         cells.extend([&self.local, &self.block, &self.remote].map(|delays| delay(delays)));
         cells.extend([self.refused.to_string(), goal.to_owned()]);
         cells
