@@ -22,7 +22,7 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/palisade";
 /// One agent runs on each node. It watches NetworkPolicies, Pods, Namespaces and Nodes, and has two small programs at the host's side of
 /// each pod's veth judge every packet. It leaves the network plugin and kube-proxy alone.
 #[derive(Debug, Parser)]
-#[command(name = "palisade", version = crate::VERSION, propagate_version = true)]
+#[command(name = "palisade", version = crate::VERSION, propagate_version = true, after_help = crate::exit::CODES)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -61,6 +61,13 @@ pub enum Command {
     Cni(CniCommand),
     /// Take the CNI plugin, programs, maps, pins and state away. Enforcement ends. Refuses while an agent runs.
     Uninstall(UninstallFlags),
+    /// Print what a shell needs to complete these commands, as in `palisade completion bash > /etc/bash_completion.d/palisade`.
+    Completion { shell: clap_complete::Shell },
+    /// Write a manual page for each command into a folder, as in `palisade man /usr/local/share/man/man1`.
+    Man {
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
 }
 
 /// See [`Command::Agent`].
@@ -216,8 +223,14 @@ pub struct ShowFlags {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
+    /// For people: columns, coloured on a terminal unless NO_COLOR is set.
     Table,
+    /// The same with more columns.
+    Wide,
+    /// For programs. Names of fields stay.
     Json,
+    /// The same as json.
+    Yaml,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ pub mod capabilities;
 pub mod cni;
 pub mod compile;
 pub mod config;
+pub mod exit;
 pub mod facts;
 pub mod index;
 pub mod kernel;

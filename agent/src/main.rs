@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use palisade::config::{AgentConfig, Cli, CniCommand, Command, LogFormat};
+use palisade::exit::Exit;
 use palisade::{pause, run, show, uninstall};
 use tracing_subscriber::EnvFilter;
 
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
             Ok(config) => agent(config),
             Err(error) => {
                 eprintln!("palisade: {error:#}");
-                return ExitCode::from(2);
+                return Exit::Usage.into();
             }
         },
         Command::Status(flags) => show::status(&flags),
@@ -23,12 +24,14 @@ fn main() -> ExitCode {
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),
         Command::Cni(CniCommand::Uninstall(flags)) => uninstall::cni_uninstall(&flags.folders.places(&flags.pin_dir)),
         Command::Uninstall(flags) => uninstall::uninstall(&flags),
+        Command::Completion { shell } => show::completion(shell),
+        Command::Man { folder } => show::man(&folder),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Exit::Done.into(),
         Err(error) => {
             eprintln!("palisade: {error:#}");
-            ExitCode::FAILURE
+            Exit::Failed.into()
         }
     }
 }

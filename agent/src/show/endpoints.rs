@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use palisade_common::layout::{EndpointRecord, endpoint_flag};
 use serde::Serialize;
 
-use super::table::Columns;
+use super::page::{Page, show};
+use super::style;
+use super::table::{Cell, Columns};
 use crate::compile::{Catalog, EndpointEntry, FaultEntry, TableEntry};
-use crate::config::{Output, ShowFlags};
+use crate::config::ShowFlags;
 use crate::kernel::{self, Maps};
 use crate::observe;
 use crate::pause::paused_until;
@@ -43,15 +45,19 @@ pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
     for row in &mut rows {
         row.paused_until = paused_until(&pauses, &found, row.entry.ifindex);
     }
-    match flags.output {
-        Output::Json => {
-            let agent = if runs { "running" } else { "not running" };
-            let all = serde_json::json!({ "agent": agent, "endpoints": rows, "faults": faults });
-            println!("{}", serde_json::to_string_pretty(&all)?);
+    let agent = if runs { "running" } else { "not running" };
+    let all = serde_json::json!({ "agent": agent, "endpoints": rows, "faults": faults });
+    show(flags.output, &all, |page| {
+        let mut columns = Columns::with_wide(
+            &["POD", "INTERFACE", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "NOTE"],
+            &["GENERATION", "INGRESS TABLE", "EGRESS TABLE"],
+        );
+        for row in rows {
+            columns.row(cells(row));
         }
-        Output::Table => print(rows, &faults),
-    }
-    Ok(())
+        page.columns(&columns);
+        tell_faults(page, &faults);
+    })
 }
 
 /// Each endpoint as the kernel's tables have it.
@@ -63,22 +69,13 @@ pub(super) fn rows(endpoints: Vec<EndpointEntry>, found: &Found, tables: &BTreeM
     endpoints.into_iter().map(row).collect()
 }
 
-fn print(rows: Vec<Row>, faults: &[FaultEntry]) {
-    let mut columns = Columns::new(&["POD", "INTERFACE", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "NOTE"]);
-    for row in rows {
-        columns.row(cells(row));
-    }
-    columns.print();
-    print_faults(faults);
-}
-
-pub(super) fn print_faults(faults: &[FaultEntry]) {
+pub(super) fn tell_faults(page: &mut Page, faults: &[FaultEntry]) {
     if !faults.is_empty() {
-        println!("\nCannot be enforced as written:");
+        page.line("\nCannot be enforced as written:");
     }
     for FaultEntry { kind, object, field, message } in faults {
         let field = if field.is_empty() { String::new() } else { format!(" {field}") };
-        println!("  {kind} {object}{field}: {message}");
+        page.line(format_args!("  {kind} {object}{field}: {message}"));
     }
 }
 
@@ -106,7 +103,7 @@ fn row(mut entry: EndpointEntry, record: Option<&EndpointRecord>, tables: &BTree
     Row { entry, state, paused_until: None }
 }
 
-fn cells(row: Row) -> Vec<String> {
+fn cells(row: Row) -> Vec<Cell> {
     let Row { entry, state, paused_until } = row;
     let pod = match (&entry.namespace, &entry.pod) {
         (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
@@ -125,17 +122,22 @@ fn cells(row: Row) -> Vec<String> {
         (None, None, false) => String::new(),
     };
     let note = match paused_until {
-        Some(until) => format!("PAUSED until {until}. {note}").trim_end().to_owned(),
-        None => note,
+        Some(until) => Cell::new(format!("PAUSED until {until}. {note}").trim_end(), style::WARN),
+        None => note.into(),
     };
+    let state_style = if state == "enforced" { style::GOOD } else { style::BAD };
+    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     vec![
-        pod,
-        format!("{} ({})", entry.interface, entry.ifindex),
-        addresses.join(","),
-        state.to_owned(),
-        isolation(entry.isolated_ingress, &entry.ingress_policies),
-        isolation(entry.isolated_egress, &entry.egress_policies),
+        pod.into(),
+        format!("{} ({})", entry.interface, entry.ifindex).into(),
+        addresses.join(",").into(),
+        Cell::new(state, state_style),
+        isolation(entry.isolated_ingress, &entry.ingress_policies).into(),
+        isolation(entry.isolated_egress, &entry.egress_policies).into(),
         note,
+        entry.generation.to_string().into(),
+        number(entry.ingress_table).into(),
+        number(entry.egress_table).into(),
     ]
 }
 
@@ -149,7 +151,7 @@ mod tests {
         let table = |name: &str| TableEntry { direction: "ingress".to_owned(), policies: vec![name.to_owned()] };
         let tables = BTreeMap::from([(1, table("web/old")), (2, table("web/new"))]);
         let cells = cells(row(entry, record.as_ref(), &tables));
-        [cells[3].clone(), cells[4].clone(), cells[5].clone()]
+        [3, 4, 5].map(|column: usize| cells[column].text.clone())
     }
 
     #[test]

@@ -7,9 +7,11 @@ use palisade_common::layout::{
 use palisade_common::parse::{V4, V6};
 use serde_json::{Value, json};
 
+use super::page::show;
+use super::style;
 use super::table::Columns;
 use crate::compile::Catalog;
-use crate::config::{Output, ShowFlags};
+use crate::config::ShowFlags;
 use crate::kernel::{Maps, Snapshot};
 use crate::observe;
 use crate::observe::events::{address_text, protocol_name};
@@ -19,6 +21,8 @@ use palisade_common::layout::{Address, PortKey};
 struct Shown {
     name: &'static str,
     columns: &'static [&'static str],
+    /// So many columns at the right are for `-o wide` and for programs.
+    wide: usize,
     rows: Vec<Vec<Value>>,
 }
 
@@ -39,25 +43,20 @@ pub fn maps(flags: &ShowFlags) -> anyhow::Result<()> {
         flows(&snapshot),
         counters(&snapshot),
     ];
-    match flags.output {
-        Output::Json => {
-            let all: serde_json::Map<String, Value> =
-                tables.iter().map(|table| (table.name.to_owned(), objects(table))).collect();
-            println!("{}", serde_json::to_string_pretty(&all)?);
-        }
-        Output::Table => {
-            for table in &tables {
-                let mut columns = Columns::new(table.columns);
-                for row in &table.rows {
-                    columns.row(row.iter().map(text).collect());
-                }
-                println!("{} ({})", table.name, columns.len());
-                columns.print();
-                println!();
+    let all: serde_json::Map<String, Value> =
+        tables.iter().map(|table| (table.name.to_owned(), objects(table))).collect();
+    show(flags.output, &all, |page| {
+        for table in &tables {
+            let (columns, wide) = table.columns.split_at(table.columns.len() - table.wide);
+            let mut columns = Columns::with_wide(columns, wide);
+            for row in &table.rows {
+                columns.row(row.iter().map(text));
             }
+            page.line(format_args!("{}{}{:#} ({})", style::HEADING, table.name, style::HEADING, columns.len()));
+            page.columns(&columns);
+            page.line("");
         }
-    }
-    Ok(())
+    })
 }
 
 fn objects(table: &Shown) -> Value {
@@ -90,7 +89,7 @@ fn config(snapshot: &Snapshot) -> Shown {
         vec![json!("flows judged where they ended up"), json!(stats.service_judged)],
         vec![json!("the node's own packets with marks of the stamp's"), json!(stats.foreign_marks)],
     ];
-    Shown { name: "CONFIG", columns: &["NAME", "VALUE"], rows }
+    Shown { name: "CONFIG", columns: &["NAME", "VALUE"], wide: 0, rows }
 }
 
 fn endpoints(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
@@ -134,6 +133,7 @@ fn endpoints(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
             "EGRESS DEFAULT",
             "ADDRESSES",
         ],
+        wide: 0,
         rows,
     }
 }
@@ -168,8 +168,11 @@ fn port_set(ports: u32) -> Value {
 
 fn class_cells(value: Versioned, epoch: u32, catalog: &Catalog) -> Vec<Value> {
     match value.at(epoch) {
-        CLASS_ASK_CIDR => vec![json!("ask CIDR"), Value::Null],
-        class => vec![json!(class), json!(catalog.classes.get(&class).map(|entry| entry.description.clone()))],
+        CLASS_ASK_CIDR => vec![json!("ask CIDR"), Value::Null, json!(value.since)],
+        class => {
+            let peers = catalog.classes.get(&class).map(|entry| entry.description.clone());
+            vec![json!(class), json!(peers), json!(value.since)]
+        }
     }
 }
 
@@ -179,7 +182,8 @@ fn exact(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let v6 = snapshot.found.tables.exact_v6.iter().map(|(address, value)| (address_text(V6, address), value));
     let row =
         |(address, value): (String, &Versioned)| [vec![json!(address)], class_cells(*value, epoch, catalog)].concat();
-    Shown { name: "CLASS_EXACT", columns: &["ADDRESS", "CLASS", "PEERS"], rows: v4.chain(v6).map(row).collect() }
+    let rows = v4.chain(v6).map(row).collect();
+    Shown { name: "CLASS_EXACT", columns: &["ADDRESS", "CLASS", "PEERS", "SINCE EPOCH"], wide: 1, rows }
 }
 
 fn cidrs(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
@@ -188,7 +192,8 @@ fn cidrs(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
     let v6 = snapshot.found.tables.cidr_v6.iter().map(|(prefix, value)| (prefix.to_string(), value));
     let row =
         |(prefix, value): (String, &Versioned)| [vec![json!(prefix)], class_cells(*value, epoch, catalog)].concat();
-    Shown { name: "CLASS_CIDR", columns: &["PREFIX", "CLASS", "PEERS"], rows: v4.chain(v6).map(row).collect() }
+    let rows = v4.chain(v6).map(row).collect();
+    Shown { name: "CLASS_CIDR", columns: &["PREFIX", "CLASS", "PEERS", "SINCE EPOCH"], wide: 1, rows }
 }
 
 fn rule_name(rule: u32, catalog: &Catalog) -> Value {
@@ -216,7 +221,7 @@ fn rules(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
             ]
         })
         .collect();
-    Shown { name: "RULES", columns: &["TABLE", "WHAT", "CLASS", "PORTS", "RULE"], rows }
+    Shown { name: "RULES", columns: &["TABLE", "WHAT", "CLASS", "PORTS", "RULE"], wide: 0, rows }
 }
 
 /// First and last port of a prefix.
@@ -243,7 +248,7 @@ fn ports(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
             ]
         })
         .collect();
-    Shown { name: "PORTS", columns: &["SET", "PROTOCOL", "PORTS", "RULE"], rows }
+    Shown { name: "PORTS", columns: &["SET", "PROTOCOL", "PORTS", "RULE"], wide: 0, rows }
 }
 
 fn services(snapshot: &Snapshot) -> Shown {
@@ -260,7 +265,7 @@ fn services(snapshot: &Snapshot) -> Shown {
         vec![json!(protocol_name(protocol)), json!(shown), json!(backends)]
     };
     let rows = snapshot.found.tables.services.iter().map(row).collect();
-    Shown { name: "SERVICES", columns: &["PROTOCOL", "DESTINATION", "STANDING FOR IT ON THE NODE"], rows }
+    Shown { name: "SERVICES", columns: &["PROTOCOL", "DESTINATION", "STANDING FOR IT ON THE NODE"], wide: 0, rows }
 }
 
 fn flows(snapshot: &Snapshot) -> Shown {
@@ -283,7 +288,12 @@ fn flows(snapshot: &Snapshot) -> Shown {
         ]
     };
     let rows = snapshot.flows.iter().map(row).collect();
-    Shown { name: "FLOWS", columns: &["PROTOCOL", "FROM", "TO", "EGRESS JUDGED", "INGRESS JUDGED", "FLAGS"], rows }
+    Shown {
+        name: "FLOWS",
+        columns: &["PROTOCOL", "FROM", "TO", "EGRESS JUDGED", "INGRESS JUDGED", "FLAGS"],
+        wide: 0,
+        rows,
+    }
 }
 
 fn end(family: u8, address: &Address, port: u16) -> String {
@@ -319,5 +329,5 @@ fn counters(snapshot: &Snapshot) -> Shown {
             vec![json!(reason.name()), json!(verdict), json!(packets), json!(reason.text())]
         })
         .collect();
-    Shown { name: "COUNTERS", columns: &["REASON", "VERDICT", "PACKETS", "MEANING"], rows }
+    Shown { name: "COUNTERS", columns: &["REASON", "VERDICT", "PACKETS", "MEANING"], wide: 0, rows }
 }

@@ -3,9 +3,10 @@
 use palisade_common::layout::FlowStats;
 use serde::Serialize;
 
-use super::endpoints::{Row, print_faults, rows};
+use super::endpoints::{Row, rows, tell_faults};
+use super::page::show;
 use crate::compile::{AgentEntry, Catalog, FaultEntry};
-use crate::config::{Output, ShowFlags};
+use crate::config::ShowFlags;
 use crate::kernel::{self, Maps};
 use crate::observe;
 use crate::pause::{Paused, paused};
@@ -60,14 +61,10 @@ pub fn status(flags: &ShowFlags) -> anyhow::Result<()> {
         paused,
         faults,
     };
-    match flags.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
-        Output::Table => {
-            println!("{}", status.lines().join("\n"));
-            print_faults(&status.faults);
-        }
-    }
-    Ok(())
+    show(flags.output, &status, |page| {
+        status.lines().into_iter().for_each(|line| page.line(line));
+        tell_faults(page, &status.faults);
+    })
 }
 
 impl Pods {
