@@ -160,7 +160,8 @@ struct LimitFlags {
     /// Pods on this node.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().endpoints)]
     endpoints_max: u32,
-    /// Addresses of pods that policies of this node name as peers, per family.
+    /// Addresses of pods that policies of this node name as peers, per family. Room that these leave is for ipBlocks of one host, which are
+    /// quicker to find so.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().exact)]
     addresses_max: u32,
     /// Prefixes of ipBlocks, excepts included, per family.

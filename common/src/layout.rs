@@ -242,7 +242,7 @@ pub type CidrV6Data = Address;
 /// Class of an address that no peer of this node's policies matches.
 pub const CLASS_NONE: u32 = 0;
 
-/// In CLASS_EXACT: this address has no class of its own (now), ask CLASS_CIDR.
+/// In CLASS_EXACT: this address has no entry of its own (now), ask CLASS_CIDR.
 pub const CLASS_ASK_CIDR: u32 = u32::MAX;
 
 // === Rules and ports ===

@@ -2,7 +2,7 @@
 //!
 //! All cidrs *and excepts* are in the trie. The blocks said at a prefix are those whose cidr holds it and none of whose
 //! excepts does; so an address has exactly the blocks of its longest match (SEMANTICS 6.3 to 6.5). A block that is
-//! added or removed touches only prefixes inside its cidr.
+//! added or removed touches only prefixes inside its cidr. In which map a prefix of one host is written, `hosts` decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::iter;
@@ -34,6 +34,8 @@ pub(super) struct Blocks {
     /// How many prefixes there are of each length.
     lengths: BTreeMap<(Family, u8), usize>,
     dirty: BTreeSet<Prefix>,
+    /// Prefixes of one host that changed, appeared or went.
+    dirty_hosts: BTreeSet<Bits>,
     /// Classes of prefixes that were removed.
     left: Vec<u32>,
     /// Where addresses may have other blocks than before.
@@ -92,20 +94,45 @@ impl Blocks {
         self.longest(address, 128).map_or_else(Arc::default, |node| node.blocks.clone())
     }
 
-    /// Writes the classes of all prefixes that changed.
+    /// Finds the classes of all prefixes that changed, and writes them but for those of one host.
     pub(super) fn settle(&mut self, classes: &mut Classes, highest: &mut u32, desired: &mut Desired) {
         let none = Signature { selectors: Arc::default(), ports: Arc::default(), blocks: Arc::default() };
         while let Some(prefix) = self.dirty.pop_first() {
-            let Some(node) = self.nodes.get_mut(&prefix) else {
-                desired.cidr(prefix, None);
-                continue;
-            };
-            let class = classes.acquire(Signature { blocks: node.blocks.clone(), ..none.clone() }, highest);
-            classes.release(node.class);
-            node.class = class;
-            desired.cidr(prefix, Some(class));
+            let node = self.nodes.get_mut(&prefix);
+            let class = node.map(|node| {
+                let class = classes.acquire(Signature { blocks: node.blocks.clone(), ..none.clone() }, highest);
+                classes.release(node.class);
+                node.class = class;
+                class
+            });
+            if prefix.is_host() {
+                self.dirty_hosts.insert(prefix.first);
+            } else {
+                desired.cidr(prefix, class);
+            }
         }
         self.left.drain(..).for_each(|class| classes.release(class));
+    }
+
+    /// The prefixes of one host that changed, appeared or went, by their addresses.
+    pub(super) fn take_dirty_hosts(&mut self) -> BTreeSet<Bits> {
+        std::mem::take(&mut self.dirty_hosts)
+    }
+
+    /// The class of the prefix that is this address alone, if there is one.
+    pub(super) fn host(&self, address: Bits) -> Option<u32> {
+        self.nodes.get(&address.host()).map(|node| node.class)
+    }
+
+    /// The prefixes of one host from `first` to `last`, of one family, by their addresses.
+    pub(super) fn hosts(&self, first: Bits, last: Bits) -> impl Iterator<Item = Bits> {
+        let nodes = self.nodes.range(first.host()..=last.host());
+        nodes.map(|(prefix, _)| prefix).filter(|prefix| prefix.is_host()).map(|prefix| prefix.first)
+    }
+
+    /// How many prefixes of one host there are.
+    pub(super) fn host_count(&self, family: Family) -> usize {
+        self.lengths.get(&(family, Bits::lowest(family).host().len)).copied().unwrap_or_default()
     }
 
     /// The prefixes in which addresses may have other blocks than before.

@@ -5,9 +5,9 @@
 pub struct Limits {
     /// Endpoints of the node.
     pub endpoints_max: usize,
-    /// Pod addresses with a class of their own, per family.
+    /// Addresses with an entry of their own, per family: of pods that have a class, and as far as there is room prefixes of one host.
     pub exact_max: usize,
-    /// Prefixes of ipBlocks, excepts included, per family.
+    /// Prefixes of ipBlocks, excepts and those of one host included, per family.
     pub prefixes_max: usize,
     /// Rows of RULES.
     pub rules_max: usize,

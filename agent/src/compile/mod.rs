@@ -12,6 +12,7 @@ mod decisions;
 mod desired;
 mod endpoints;
 mod faults;
+mod hosts;
 mod limits;
 mod numbers;
 mod peers;
@@ -41,6 +42,7 @@ use decisions::{Decisions, Means};
 use desired::Desired;
 pub use endpoints::Closed;
 use endpoints::{Endpoint, Endpoints};
+use hosts::Hosts;
 pub use limits::Limits;
 pub use numbers::Numbers;
 use peers::Peers;
@@ -72,6 +74,7 @@ pub struct Compiler {
     policies: Policies,
     peers: Peers,
     blocks: Blocks,
+    hosts: Hosts,
     classes: Classes,
     decisions: Decisions,
     endpoints: Endpoints,
@@ -107,6 +110,7 @@ impl Compiler {
             policies: Policies::default(),
             peers: Peers::default(),
             blocks: Blocks::default(),
+            hosts: Hosts::default(),
             classes: Classes::default(),
             decisions: Decisions::default(),
             endpoints: Endpoints::default(),
@@ -196,7 +200,7 @@ impl Compiler {
 
     /// Which class each address and prefix has.
     fn update_peers(&mut self, index: &Index, dirty: Dirty) {
-        let Self { policies, peers, blocks, classes, numbers, desired, limits, .. } = self;
+        let Self { policies, peers, blocks, hosts, classes, numbers, desired, limits, .. } = self;
         let (appeared, vanished) = policies.registry.take_changes();
         for (id, peer) in &vanished {
             match peer {
@@ -230,7 +234,9 @@ impl Compiler {
         peers.touch(dirty.addresses.into_iter());
         let moved = blocks.take_moved();
         blocks.settle(classes, &mut numbers.class, desired);
-        peers.settle(index, blocks, &moved, limits.exact_max, (classes, &mut numbers.class, desired));
+        let mut changed = peers.settle(index, blocks, &moved, limits.exact_max, (classes, &mut numbers.class));
+        changed.append(&mut blocks.take_dirty_hosts());
+        hosts.settle(peers, blocks, limits.exact_max, changed, desired);
     }
 
     /// Why nothing passes at the interface but between its pod and the node; `None`: that is not so, or there is no such endpoint.

@@ -11,7 +11,6 @@ use palisade_common::layout::Family;
 
 use super::blocks::Blocks;
 use super::classes::{Classes, Signature};
-use super::desired::Desired;
 use super::policies::PortName;
 use super::prefix::{Bits, Prefix};
 use crate::facts::{Fault, Kind, NamedPort, Namespaces, PodFacts, Selector};
@@ -109,15 +108,15 @@ impl Peers {
         self.dirty.extend(index.addresses(id).map(Bits::of));
     }
 
-    /// Writes the classes of all addresses that changed.
+    /// Finds the classes of all addresses that changed, and says which did.
     pub(super) fn settle(
         &mut self,
         index: &Index,
         blocks: &Blocks,
         moved: &[Prefix],
         exact_max: usize,
-        (classes, highest, desired): (&mut Classes, &mut u32, &mut Desired),
-    ) {
+        (classes, highest): (&mut Classes, &mut u32),
+    ) -> BTreeSet<Bits> {
         for prefix in moved {
             self.dirty.extend(self.exact.range(prefix.first..=prefix.last()).map(|(address, _)| *address));
         }
@@ -135,11 +134,18 @@ impl Peers {
             before.into_iter().for_each(|class| classes.release(class));
         }
         self.cut(exact_max, &mut dirty);
-        for address in dirty {
-            let fits = self.cuts.get(&address.family).is_none_or(|cut| address < *cut);
-            let class = self.exact.get(&address).filter(|_| fits).copied();
-            desired.exact(address, class);
-        }
+        dirty
+    }
+
+    /// The class of a pod's address, if it has one and there is room for it.
+    pub(super) fn placed(&self, address: Bits) -> Option<u32> {
+        let fits = self.cuts.get(&address.family).is_none_or(|cut| address < *cut);
+        self.exact.get(&address).filter(|_| fits).copied()
+    }
+
+    /// How many addresses of pods have a class and room.
+    pub(super) fn placed_count(&self, family: Family, exact_max: usize) -> usize {
+        self.counts.get(&family).map_or(0, |&count| count.min(exact_max))
     }
 
     /// The part of the one pod that claims the address, if it is not empty.
@@ -156,7 +162,7 @@ impl Peers {
     /// Leaves out the last addresses of a family of which there are too many; they keep what their ipBlocks admit.
     fn cut(&mut self, exact_max: usize, dirty: &mut BTreeSet<Bits>) {
         for (family, count) in &self.counts {
-            let all = Bits { family: *family, bits: 0 }..=Bits { family: *family, bits: u128::MAX };
+            let all = Bits::lowest(*family)..=Bits::highest(*family);
             let over = *count > exact_max;
             let cut = over.then(|| self.exact.range(all.clone()).nth(exact_max)).flatten().map(|(first, _)| *first);
             if cut != self.cuts.get(family).copied() {

@@ -51,6 +51,25 @@ impl Bits {
         Ipv6Addr::from(self.bits)
     }
 
+    /// The lowest of a family.
+    pub(super) fn lowest(family: Family) -> Self {
+        Self { family, bits: 0 }
+    }
+
+    /// The highest of a family.
+    pub(super) fn highest(family: Family) -> Self {
+        Self::lowest(family).prefix(0).last()
+    }
+
+    /// The prefix that is this address alone.
+    pub(super) fn host(self) -> Prefix {
+        let len = match self.family {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        };
+        Prefix { first: self, len }
+    }
+
     /// The prefix of a length that holds this.
     pub(super) fn prefix(self, len: u8) -> Prefix {
         Prefix { first: Self { bits: self.bits & !host_mask(len), ..self }, len }
@@ -62,6 +81,11 @@ impl Bits {
 impl Prefix {
     pub(super) fn of(net: IpNet) -> Self {
         Bits::of(net.network()).prefix(net.prefix_len())
+    }
+
+    /// It is one address.
+    pub(super) fn is_host(self) -> bool {
+        self == self.first.host()
     }
 
     pub(super) fn last(self) -> Bits {

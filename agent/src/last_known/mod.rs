@@ -37,7 +37,7 @@ pub struct LastKnown {
 }
 
 impl LastKnown {
-    /// What of the index the tables of `node` are made of: its pods, those that `tables` have a class for, their namespaces, the policies of the
+    /// What of the index the tables of `node` are made of: its pods, those that `tables` have an entry for, their namespaces, the policies of the
     /// node's pods, and all Services.
     pub fn of<'a>(
         node: &str,

@@ -6,21 +6,24 @@ use super::Dice;
 use super::cluster::{Cluster, KEYS, NAMESPACES, PORT_NAMES, PORTS, PROTOCOLS, VALUES};
 
 /// Blocks that nest and overlap, around pods, nodes and strangers.
-const BLOCKS: [&str; 18] = [
+const BLOCKS: [&str; 21] = [
     "0.0.0.0/0",
     "10.0.0.0/8",
     "10.244.0.0/16",
     "10.244.0.0/24",
     "10.244.0.8/29",
+    "10.244.0.9/32",
     "10.244.0.12/32",
     "10.244.1.0/24",
     "10.244.1.8/30",
     "192.0.2.0/24",
     "192.0.2.0/25",
+    "192.0.2.7/32",
     "192.168.0.2/32",
     "::/0",
     "fd00:244::/32",
     "fd00:244::8/125",
+    "fd00:244::9/128",
     "fd00:245::/64",
     "2001:db8::/32",
     "2001:db8:1::/48",

@@ -39,6 +39,9 @@ fn block(dice: &mut Dice) -> Block {
 }
 
 fn told(canonical: &Canonical, address: IpAddr) -> BTreeSet<Peer> {
+    if let Some(class) = canonical.exact.get(&address) {
+        return class.matchers.clone();
+    }
     let holds = canonical.cidrs.iter().filter(|(net, _)| net.contains(&address));
     holds.max_by_key(|(net, _)| net.prefix_len()).map_or(BTreeSet::new(), |(_, class)| class.matchers.clone())
 }

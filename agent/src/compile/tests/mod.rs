@@ -4,6 +4,7 @@ mod blocks;
 mod canonical;
 mod cases;
 mod gone;
+mod hosts;
 mod judge;
 mod limits;
 mod ports;
