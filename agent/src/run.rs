@@ -72,7 +72,12 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     // Lists are fetched while the kernel verifies the programs. Interfaces wait: those that are there before them are older than them.
     tasks.spawn(source.watch(update_sender));
     let AgentConfig { sizes, settings, attach, .. } = config;
-    let loading = tokio::task::spawn_blocking(move || Kernel::open(pins, sizes, settings, attach));
+    // Pods' interfaces, so that what waits for each of them on a node's first start need not wait for the programs.
+    let veths = node::veths(&config.cni_cache_dir, config.bridge.as_deref()).await.unwrap_or_else(|error| {
+        tracing::debug!(error = format!("{error:#}"), "listing the interfaces beforehand");
+        Vec::new()
+    });
+    let loading = tokio::task::spawn_blocking(move || Kernel::open_beside(&veths, pins, sizes, settings, attach));
     let mut kernel = loading.await.context("loading the programs panicked")??;
     let node_config =
         NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs, tellings };

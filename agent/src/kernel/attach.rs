@@ -27,7 +27,9 @@ pub enum AttachMode {
     Clsact,
 }
 
-const PLACES: [(&str, TcAttachType); 2] = [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)];
+/// The programs of a pod's interface and where they are.
+pub(super) const PLACES: [(&str, TcAttachType); 2] =
+    [(FROM_POD, TcAttachType::Ingress), (TO_POD, TcAttachType::Egress)];
 
 impl AttachMode {
     pub(super) fn resolve(self) -> anyhow::Result<Self> {

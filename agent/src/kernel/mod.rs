@@ -16,6 +16,7 @@ mod link;
 mod maps;
 mod pinned;
 mod pins;
+mod placeholder;
 mod predecessors;
 mod qdisc;
 mod routing_rules;
@@ -123,12 +124,31 @@ impl Kernel {
     ///
     /// When the kernel refuses a program or map, when the folder is in use by another agent, or when this build has no programs.
     pub fn open(pins: PinDir, sizes: Sizes, settings: Settings, mode: AttachMode) -> anyhow::Result<Self> {
+        Self::open_beside(&[], pins, sizes, settings, mode)
+    }
+
+    /// The same, on a node where these interfaces (by index) will get their programs soon.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn open_beside(
+        interfaces: &[u32],
+        pins: PinDir,
+        sizes: Sizes,
+        settings: Settings,
+        mode: AttachMode,
+    ) -> anyhow::Result<Self> {
         if EBPF_OBJECT.is_empty() {
             bail!("this palisade was built without its kernel programs; build it with `cargo xtask build`");
         }
+        let mode = mode.resolve()?;
         let mut predecessors = Predecessors::find(&pins)?;
+        // Where an agent was, its programs are there to be replaced, and what has none is to be closed.
+        let is_first = predecessors.is_empty() && !pins.map("CONFIG").exists();
+        let interfaces = if is_first && mode == AttachMode::Tcx { interfaces } else { &[] };
         let FoundMaps { held, forgetful } = found::maps(&pins, sizes)?;
-        let mut ebpf = load(&pins, sizes, &held, settings)?;
+        let mut ebpf = placeholder::beside(&pins, interfaces, || load(&pins, sizes, &held, settings))?;
         let mut maps = Maps::take(&mut ebpf)?;
         if let Err(error) = predecessors::keep_types(&pins) {
             tracing::warn!(
@@ -161,7 +181,6 @@ impl Kernel {
             ..Config::default()
         };
         maps.config.store_settings(&config);
-        let mode = mode.resolve()?;
         let holds = |map: &str| held[map];
         let (sizes, other_sizes) = (sizes.within(holds), sizes.others(holds));
         Ok(Self {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -79,6 +79,17 @@ pub async fn watch(config: NodeConfig, changes: mpsc::Sender<Vec<NodeChange>>) -
         }
     }
     Ok(())
+}
+
+/// Indices of what are pods' veths by their bridge or the CNI's results, as far as can be told at once. [`watch`] knows better later.
+pub async fn veths(cni_cache_dir: &Path, bridge: Option<&str>) -> anyhow::Result<Vec<u32>> {
+    let mut inventory = Inventory::new(bridge.map(Into::into));
+    for event in Folder::watch(cni_cache_dir.join("results"))?.read_all()? {
+        inventory.apply(event);
+    }
+    let mut questions = Socket::for_questions().context("cannot open a netlink socket")?;
+    inventory.apply(Event::Links(links(&mut questions).await?));
+    Ok(inventory.changes().into_iter().map(|change| change.ifindex).collect())
 }
 
 struct Watch {
@@ -274,8 +285,7 @@ impl Watch {
     }
 
     async fn list_links(&mut self) -> anyhow::Result<()> {
-        let bodies = self.questions.ask(netlink::links_request()).await.context("cannot list the links of the node")?;
-        let links = bodies.into_iter().filter_map(link_of).collect();
+        let links = links(&mut self.questions).await?;
         self.inventory.apply(Event::Links(links));
         Ok(())
     }
@@ -335,6 +345,12 @@ fn link_of(body: Body) -> Option<Link> {
         | Body::Overrun
         | Body::Other => None,
     }
+}
+
+/// All links of the node.
+async fn links(socket: &mut Socket) -> anyhow::Result<Vec<Link>> {
+    let bodies = socket.ask(netlink::links_request()).await.context("cannot list the links of the node")?;
+    Ok(bodies.into_iter().filter_map(link_of).collect())
 }
 
 async fn one_link(socket: &mut Socket, index: u32, netns_id: Option<i32>) -> io::Result<Link> {

@@ -245,7 +245,7 @@ fn an_interface_that_comes_back_is_enforced_again() {
 }
 
 /// How many of a pod's programs the hooks of the interface have.
-fn programs(scene: &Scene, attach: &str, interface: &str) -> usize {
+pub fn programs(scene: &Scene, attach: &str, interface: &str) -> usize {
     const NAMES: [&str; 2] = ["from_pod", "to_pod"];
     if attach == "clsact" {
         let of = |direction| {

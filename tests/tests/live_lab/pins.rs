@@ -12,6 +12,7 @@ use palisade_tests::lab::probe::{Connection, DEADLINE, Probe, ask_all_within};
 use palisade_tests::lab::{Agent, AgentOptions, Outcome, Pod, Transport};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
+use crate::births::programs;
 use crate::counter::Counter;
 use crate::neighbours::attach_tcx;
 use crate::scene::{AT_ONCE, PATIENCE, Scene, eventually};
@@ -199,6 +200,43 @@ fn missing_maps_are_made_whole_without_a_cut() {
         agent.stop().expect("it runs");
         expect_in_force(&scene, &mut open, &format!("{when}, stopped: {log}"));
     }
+}
+
+/// Until the programs are verified, and until the first list, others hold their place on a node where no agent was: they let everything
+/// pass, and whoever comes next goes on with their links or takes them away.
+#[test]
+fn what_holds_a_place_changes_nothing() {
+    let scene = Scene::new("place");
+    let [a, b, c] = &scene.pods;
+    scene.policy("p", ONLY_80);
+    let mut open = Connection::open(&b.netns, c.addresses[0], 80).expect("nothing is enforced");
+    let held = || scene.pods.iter().map(|pod| programs(&scene, "tcx", &pod.host_interface)).sum::<usize>();
+    let mut expect_nothing = |when: &str| {
+        let probes = [(a, b, 81), (b, c, 80)]
+            .map(|(from, to, port)| (Probe::new(&from.netns, Transport::Tcp, to.addresses[0], port), AT_ONCE));
+        assert!(ask_all_within(&probes).iter().all(Outcome::reached), "{when}");
+        assert!(open.echoes(DEADLINE), "{when}: an open connection");
+    };
+    for round in ["first", "after an uninstall"] {
+        for again in ["", ", again"] {
+            let _ = fs::remove_file(scene.node.folder.join("agent.log"));
+            let agent = Agent::spawn(&scene.lab, &scene.node, &no_source(&scene)).expect("it is started");
+            assert!(eventually(PATIENCE, || agent.log_text().contains("started;")), "{}", agent.log_text());
+            assert!(held() > 0, "{round}{again}: {}", agent.log_text());
+            expect_nothing(&format!("{round}{again}"));
+            agent.kill().expect("it runs");
+            expect_nothing(&format!("{round}{again}, killed"));
+        }
+        if round == "first" {
+            assert!(palisade(&scene.node, &["uninstall"]).expect("palisade runs").status.success());
+            assert_eq!(held(), 0, "uninstalled");
+            expect_nothing("uninstalled");
+        }
+    }
+    let agent = scene.start();
+    assert_eq!(held(), 6, "{}", agent.log_text());
+    expect_in_force(&scene, &mut [], "taken over");
+    agent.stop().expect("it runs");
 }
 
 #[test]
