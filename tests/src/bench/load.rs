@@ -13,14 +13,34 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::traffic;
 
 /// Ports of the server, so that a client's ports do not run out: a connection is told apart by all four numbers.
 pub const PORTS: std::ops::Range<u16> = 8000..8064;
 
+/// Where an end runs, as the scheduler would otherwise move both to and fro, and what they get through with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Server,
+    Client,
+}
+
+impl End {
+    /// Keeps this thread, and those that it begins, on the end's processor: the server's is the first that we may use, the client's the next.
+    fn stay(self) -> Result<()> {
+        let allowed = sched_getaffinity(None).context("which processors may be used")?;
+        let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|number| allowed.is_set(*number)).collect();
+        let mut own = CpuSet::new();
+        own.set(processors[self as usize % processors.len()]);
+        sched_setaffinity(None, &own).context("keeping to a processor")
+    }
+}
+
 /// Accepts on all of [`PORTS`] and closes, and serves [`traffic`], for ever. Says `ready` first.
 pub fn serve() -> Result<()> {
+    End::Server.stay()?;
     traffic::serve()?;
     let poll = Poll::new()?;
     let mut listeners = Vec::new();
@@ -65,6 +85,7 @@ pub enum Work {
 /// For every line with a [`Work`] and two numbers of milliseconds on stdin: does that for so long uncounted, then for so long counted,
 /// and prints the count.
 pub fn client(server: Ipv4Addr) -> Result<()> {
+    End::Client.stay()?;
     println!("ready");
     let mut port = PORTS.cycle_from(std::process::id());
     for line in BufReader::new(io::stdin()).lines() {

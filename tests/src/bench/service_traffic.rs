@@ -2,21 +2,18 @@
 //! same lab without an agent. kube-proxy translates (nftables).
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::load::PORTS;
 use super::table::Table;
-use super::throughput::{Bench, CONNECTIONS, KINDS, Kind, Load};
+use super::throughput::{ALTERNATIONS, Bench, CONNECTIONS, KINDS, Kind, Load, TIME};
 use super::{machine, traffic};
 use crate::lab::objects::{self, Backend};
 use crate::lab::{ControlPlane, KubeProxy, Mode};
 
 const SERVICES: [usize; 2] = [1, 5_000];
-const ALTERNATIONS: usize = 12;
-const TIME: Duration = Duration::from_millis(800);
 const GOAL: f64 = 0.95;
 /// The server has an ingress policy as well.
 const BOTH_ENDS: Kind = Kind { name: "connect and close, both ends isolated", ..CONNECTIONS };

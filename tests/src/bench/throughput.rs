@@ -21,7 +21,10 @@ use crate::lab::probe::Probe;
 use crate::lab::{Guard, Lab, Manifests, Node, Outcome, Pod, PodSpec, Transport, objects};
 
 const RULES: [usize; 3] = [1, 100, 10_000];
-const WARM_UP: Duration = Duration::from_millis(200);
+const WARM_UP: Duration = Duration::from_millis(100);
+/// Many short turns tell more than few long ones: what else goes on in the machine lasts longer than a turn.
+pub(super) const ALTERNATIONS: usize = 40;
+pub(super) const TIME: Duration = Duration::from_millis(300);
 
 /// One thing that is measured in every turn.
 pub(super) struct Kind {
@@ -58,12 +61,12 @@ pub(super) const KINDS: [Kind; 5] = [
 
 /// Prints the table of all kinds.
 pub fn run() -> Result<()> {
-    measure(&KINDS, 12, Duration::from_millis(800))
+    measure(&KINDS, ALTERNATIONS, TIME)
 }
 
 /// Prints the table of new connections alone.
 pub fn run_connections() -> Result<()> {
-    measure(&[CONNECTIONS], 20, Duration::from_millis(1000))
+    measure(&[CONNECTIONS], 60, TIME)
 }
 
 fn measure(kinds: &[Kind], alternations: usize, time: Duration) -> Result<()> {
