@@ -3,18 +3,18 @@
 #![cfg(feature = "live")]
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use aya::maps::{Array, Map, MapData};
-use ipnet::IpNet;
+use aya::maps::{Array, HashMap, Map, MapData};
+use ipnet::{IpNet, Ipv4Net};
 use palisade::compile::Limits;
 use palisade::kernel::{AttachMode, Kernel, PinDir, Settings, Sizes, maps_folder};
 use palisade::tables::adopted::adopted;
 use palisade::tables::plan::Write;
 use palisade::tables::{Delta, Tables};
 use palisade_common::Verdict;
-use palisade_common::layout::{CLASS_NONE, service_port_bit};
+use palisade_common::layout::{CLASS_NONE, RuleKey, RuleValue, service_port_bit};
 use palisade_tests::case::{self, Judge, ObjectChange, PacketStep, Setup, World};
 use palisade_tests::judges::{Bpffs, Pipeline, bpffs};
 use palisade_tests::random::{self, Dice};
@@ -34,15 +34,20 @@ struct Bench {
     stamps: Array<MapData, u32>,
     service_ports: Array<MapData, u64>,
     failed: u64,
+    root: PathBuf,
     _folder: Bpffs,
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::of(Sizes::default())
+    }
+
+    fn of(sizes: Sizes) -> Self {
         let folder = bpffs("faults").expect("a bpffs can be mounted");
         let root = folder.path().join("maps");
         let pins = PinDir::open(&root).expect("a folder for pins");
-        let sizes = Sizes { endpoints: ENDPOINTS, ..Sizes::default() };
+        let sizes = Sizes { endpoints: ENDPOINTS, ..sizes };
         let kernel = Kernel::open(pins, sizes, Settings::default(), AttachMode::Auto).expect("the programs are loaded");
         let [stamps, service_ports] = ["STAMPS", "SERVICE_PORTS"].map(|name| pinned(&root, name));
         Self {
@@ -50,6 +55,7 @@ impl Bench {
             stamps: stamps.try_into().expect("an array"),
             service_ports: service_ports.try_into().expect("an array"),
             failed: 0,
+            root,
             _folder: folder,
         }
     }
@@ -225,6 +231,46 @@ fn every_write_may_fail() {
         bench.apply(&Tables::default(), &[]).expect("everything goes");
     }
     assert!(tried > 1000, "{tried} failures are few");
+}
+
+/// Many entries go to the kernel at once. A full map takes some of them and refuses the rest: they are taken back.
+#[test]
+fn what_does_not_fit_is_taken_back_whole() {
+    const ROOM: u32 = 64;
+    let mut bench = Bench::of(Sizes { exact: ROOM / 2, prefixes: ROOM / 2, ..Sizes::default() });
+    let exact = |count: u32| (0..count).map(|number| (number.to_be(), 7));
+    let cidr = |count: u32| (0..count).map(|number| (Ipv4Net::new_assert((number << 12).into(), 20), 7));
+    let old = Tables { exact_v4: exact(20).collect(), cidr_v4: cidr(20).collect(), ..Tables::default() };
+    bench.apply(&old, &[]).expect("it fits");
+    for (wanted, what) in [
+        (Tables { exact_v4: exact(ROOM + 40).collect(), ..old.clone() }, "addresses"),
+        (Tables { cidr_v4: cidr(ROOM + 40).collect(), ..old.clone() }, "prefixes"),
+    ] {
+        let error = bench.apply(&wanted, &[]).expect_err(what);
+        // Those that fit were written.
+        let first = format!("write {} of", ROOM - 20 + 1);
+        assert!(format!("{error:#}").contains(&first), "{what}: {error:#}");
+        assert_eq!(bench.failed, 1, "{what}");
+        bench.expect(&old, Leftovers::None, what);
+    }
+    let rules = (0..ROOM).map(|class| (RuleKey { table: 1, class }, RuleValue::all(3)));
+    let full = Tables {
+        exact_v4: exact(ROOM).collect(),
+        cidr_v4: cidr(ROOM).collect(),
+        rules: rules.collect(),
+        ..Tables::default()
+    };
+    bench.apply(&full, &[]).expect("it fits");
+    bench.expect(&full, Leftovers::None, "full");
+    // Some rows are gone already; the rest goes all the same.
+    let mut map = pinned(&bench.root, "RULES");
+    let mut rows: HashMap<_, [u32; 2], [u32; 4]> = (&mut map).try_into().expect("a hash map");
+    for class in (5..ROOM).step_by(9) {
+        rows.remove(&[1, class]).expect("it is there");
+    }
+    bench.apply(&Tables::default(), &[]).expect("everything goes");
+    assert_eq!(bench.failed, 0);
+    bench.expect(&Tables::default(), Leftovers::None, "empty");
 }
 
 /// A stamp that a failed change would have taken from its pod is not given to another while that pod has it, whatever becomes of later

@@ -1,6 +1,6 @@
-//! Reading and filling a whole map by BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (kernel commits 057996380a42 and aa2e93b8e58e, 5.6),
-//! which aya has no call for: a hundred thousand entries one by one are as many pairs of system calls, a tenth of a second of a processor,
-//! and the flow table is read every few seconds on a node with many new connections.
+//! Many entries of a map in one call: BPF_MAP_LOOKUP_BATCH, BPF_MAP_UPDATE_BATCH and BPF_MAP_DELETE_BATCH (kernel commits 057996380a42 and
+//! aa2e93b8e58e, 5.6), which aya has no call for. A hundred thousand entries one by one are as many system calls or twice as many, a tenth
+//! of a second of a processor, and the flow table is read every few seconds on a node with many new connections.
 
 use std::io;
 use std::marker::PhantomData;
@@ -16,6 +16,7 @@ use super::syscall::bpf;
 /// linux/bpf.h: enum bpf_cmd.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 
 /// Entries in one call. A bucket that holds more makes the call fail with ENOSPC; the kernel has as many buckets as entries.
 const BATCH: u32 = 4096;
@@ -35,7 +36,7 @@ struct Attributes {
     flags: u64,
 }
 
-/// A hash map with keys and values of one CPU.
+/// A hash map or trie with keys and values of one CPU.
 pub struct Entries<K, V> {
     fd: OwnedFd,
     of: PhantomData<(K, V)>,
@@ -69,20 +70,46 @@ impl<K: Pod, V: Pod> Entries<K, V> {
         Ok(())
     }
 
+    /// What one call of the following takes at most.
+    pub const AT_ONCE: usize = BATCH as usize;
+
     /// Puts entries, whether their keys are there or not: the kernel takes no flag that says otherwise.
     pub fn put(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+        self.call(BPF_MAP_UPDATE_BATCH, keys, Some(values)).1
+    }
+
+    /// As [`Self::put`], in order, until the kernel refuses one. Returns how many it has taken.
+    pub fn put_leading(&self, keys: &[K], values: &[V]) -> usize {
+        self.call(BPF_MAP_UPDATE_BATCH, keys, Some(values)).0
+    }
+
+    /// Removes entries, in order, until one is not there. Returns how many were removed.
+    pub fn remove_leading(&self, keys: &[K]) -> usize {
+        self.call(BPF_MAP_DELETE_BATCH, keys, None).0
+    }
+
+    fn call(&self, command: libc::c_long, keys: &[K], values: Option<&[V]>) -> (usize, io::Result<()>) {
+        let given = keys.len().min(values.map_or(usize::MAX, <[V]>::len));
+        if given == 0 {
+            return (0, Ok(()));
+        }
         let mut attributes = Attributes {
             keys: keys.as_ptr().addr() as u64,
-            values: values.as_ptr().addr() as u64,
-            count: u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX),
+            values: values.map_or(0, |values| values.as_ptr().addr() as u64),
+            count: u32::try_from(given).unwrap_or(u32::MAX),
             map_fd: self.fd.as_raw_fd() as u32,
             ..Attributes::default()
         };
-        if attributes.count == 0 {
-            return Ok(());
+        // SAFETY: there are `count` keys and, unless the command only takes keys, values of the sizes that `new` compared, which the call
+        // only reads.
+        match unsafe { bpf(command, &mut attributes) } {
+            Ok(_) => (given, Ok(())),
+            Err(error) => {
+                // A kernel that has not begun (before 6.8, or as the map knows no batches) leaves the number as it was.
+                let done = attributes.count as usize;
+                (if done < given { done } else { 0 }, Err(error))
+            }
         }
-        // SAFETY: there are `count` keys and values of the sizes that `new` compared, which the call only reads.
-        unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attributes) }.map(drop)
     }
 }
 

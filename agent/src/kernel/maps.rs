@@ -17,6 +17,7 @@ use palisade_common::layout::{
 };
 
 use super::batch::Entries;
+use super::bulk::{self, Bulk};
 use super::config_cell::ConfigCell;
 use crate::tables::ByTable;
 use crate::tables::adopted::Found;
@@ -54,6 +55,7 @@ pub struct Maps {
     service_ports: Array<MapData, u64>,
     flows: Hash<FlowKey, FlowValue>,
     all_flows: Entries<Plain<FlowKey>, Plain<FlowValue>>,
+    bulk: Bulk,
     pauses: Hash<PauseKey, u64>,
     counters: PerCpuArray<MapData, u64>,
     event_budget: PerCpuArray<MapData, [u32; 4]>,
@@ -92,20 +94,35 @@ impl Maps {
         let flows = map("FLOWS")?;
         let Map::LruHashMap(data) = &flows else { bail!("FLOWS is not an LRU hash map") };
         let all_flows = Entries::new(data).context("FLOWS")?;
+        let [exact_v4, exact_v6] = [map("CLASS_EXACT_V4")?, map("CLASS_EXACT_V6")?];
+        let [cidr_v4, cidr_v6] = [map("CLASS_CIDR_V4")?, map("CLASS_CIDR_V6")?];
+        let [rules, ports] = [map("RULES")?, map("PORTS")?];
+        let [services, backends] = [map("SERVICES")?, map("BACKENDS")?];
+        let bulk = Bulk {
+            exact_v4: bulk::entries(&exact_v4)?,
+            exact_v6: bulk::entries(&exact_v6)?,
+            cidr_v4: bulk::entries(&cidr_v4)?,
+            cidr_v6: bulk::entries(&cidr_v6)?,
+            rules: bulk::entries(&rules)?,
+            ports: bulk::entries(&ports)?,
+            services: bulk::entries(&services)?,
+            backends: bulk::entries(&backends)?,
+        };
         Ok(Self {
             config,
             config_map: config_map.try_into()?,
             flow_stats: map("FLOW_STATS")?.try_into()?,
             endpoints: map("ENDPOINTS")?.try_into()?,
             records: map("RECORDS")?.try_into()?,
-            exact_v4: map("CLASS_EXACT_V4")?.try_into()?,
-            exact_v6: map("CLASS_EXACT_V6")?.try_into()?,
-            cidr_v4: map("CLASS_CIDR_V4")?.try_into()?,
-            cidr_v6: map("CLASS_CIDR_V6")?.try_into()?,
-            rules: map("RULES")?.try_into()?,
-            ports: map("PORTS")?.try_into()?,
-            services: map("SERVICES")?.try_into()?,
-            backends: map("BACKENDS")?.try_into()?,
+            exact_v4: exact_v4.try_into()?,
+            exact_v6: exact_v6.try_into()?,
+            cidr_v4: cidr_v4.try_into()?,
+            cidr_v6: cidr_v6.try_into()?,
+            rules: rules.try_into()?,
+            ports: ports.try_into()?,
+            services: services.try_into()?,
+            backends: backends.try_into()?,
+            bulk,
             stamps: map("STAMPS")?.try_into()?,
             service_ports: map("SERVICE_PORTS")?.try_into()?,
             flows: flows.try_into()?,
@@ -114,6 +131,21 @@ impl Maps {
             counters: map("COUNTERS")?.try_into()?,
             event_budget: map("EVENT_BUDGET")?.try_into()?,
         })
+    }
+
+    /// Carries writes out in their order, at least the first one: as many as can be at once.
+    ///
+    /// # Errors
+    ///
+    /// How many were carried out, and why the next one was not.
+    pub(super) fn write_leading(&mut self, writes: &[Write]) -> Result<usize, (usize, anyhow::Error)> {
+        let run = bulk::run(writes);
+        let at_once = if run > 1 { self.bulk.write(&writes[..run]) } else { 0 };
+        // One by one what the kernel has refused, and what follows it.
+        for (done, write) in writes.iter().enumerate().take(run).skip(at_once) {
+            self.write(write).map_err(|error| (done, error))?;
+        }
+        Ok(run)
     }
 
     /// Carries one write out. Removing what is not there is done already.
@@ -317,11 +349,11 @@ fn prefixes<K: Copy + 'static, V: Copy + 'static, N: Ord>(
     Ok(found)
 }
 
-fn key_v4(prefix: Ipv4Net) -> Key<Plain<u32>> {
+pub(super) fn key_v4(prefix: Ipv4Net) -> Key<Plain<u32>> {
     Key::new(u32::from(prefix.prefix_len()), Plain(u32::from(prefix.network()).to_be()))
 }
 
-fn key_v6(prefix: Ipv6Net) -> Key<Plain<Address>> {
+pub(super) fn key_v6(prefix: Ipv6Net) -> Key<Plain<Address>> {
     Key::new(u32::from(prefix.prefix_len()), Plain(crate::tables::address_v6(prefix.network())))
 }
 

@@ -6,6 +6,7 @@
 mod adopt;
 mod attach;
 mod batch;
+mod bulk;
 mod config_cell;
 mod exits;
 mod filters;
@@ -254,23 +255,29 @@ impl Kernel {
             return Ok(Applied { writes: 0, epoch: self.installed.epoch() });
         }
         let commit = plan.commit_len();
-        for (done, write) in plan.writes[..commit].iter().enumerate() {
-            if let Err(error) = self.trouble.write(&mut self.maps, write) {
-                self.carry_out(plan.undo(done));
+        let mut done = 0;
+        while done < commit {
+            let (more, result) = self.trouble.write_leading(&mut self.maps, &plan.writes[done..commit]);
+            done += more;
+            if let Err(error) = result {
+                self.carry_out(&plan.undo(done));
                 return Err(error).with_context(|| format!("write {} of {}", done + 1, plan.writes.len()));
             }
         }
         self.installed.commit(&plan);
-        self.carry_out(plan.writes[commit..].to_vec());
+        self.carry_out(&plan.writes[commit..]);
         Ok(Applied { writes: plan.writes.len(), epoch: self.installed.epoch() })
     }
 
     /// Takes a change back or cleans up after one. What fails is tried again before the next change.
-    fn carry_out(&mut self, writes: Vec<Write>) {
-        for write in writes {
-            if let Err(error) = self.trouble.write(&mut self.maps, &write) {
+    fn carry_out(&mut self, mut writes: &[Write]) {
+        while !writes.is_empty() {
+            let (done, result) = self.trouble.write_leading(&mut self.maps, writes);
+            writes = &writes[done..];
+            if let (Err(error), [failed, rest @ ..]) = (result, writes) {
                 tracing::warn!(%error, "a change is not quite finished; tried again before the next one");
-                self.unfinished.push(write);
+                self.unfinished.push(*failed);
+                writes = rest;
             }
         }
     }

@@ -25,6 +25,25 @@ impl Trouble {
         result
     }
 
+    /// Carries writes out in their order, at least the first one or none. How many were, and the error of the next one.
+    pub(super) fn write_leading(&mut self, maps: &mut Maps, writes: &[Write]) -> (usize, anyhow::Result<()>) {
+        let fine = self.planned.first_key_value().map_or(usize::MAX, |(at, _)| *at);
+        if fine == 0 || writes.is_empty() {
+            return (0, writes.first().map_or(Ok(()), |write| self.write(maps, write)));
+        }
+        match maps.write_leading(&writes[..writes.len().min(fine)]) {
+            Ok(done) => {
+                self.pass(done);
+                (done, Ok(()))
+            }
+            Err((done, error)) => {
+                self.failed += 1;
+                self.pass(done + 1);
+                (done, Err(error))
+            }
+        }
+    }
+
     pub(super) fn failed(&self) -> u64 {
         self.failed
     }
@@ -34,12 +53,16 @@ impl Trouble {
     }
 
     fn next(&mut self) -> Option<i32> {
-        if self.planned.is_empty() {
-            return None;
-        }
-        let mut planned = std::mem::take(&mut self.planned);
-        let now = planned.remove(&0);
-        self.planned = planned.into_iter().map(|(at, error)| (at - 1, error)).collect();
+        let now = self.planned.remove(&0);
+        self.pass(1);
         now
+    }
+
+    fn pass(&mut self, writes: usize) {
+        if !self.planned.is_empty() {
+            let planned = std::mem::take(&mut self.planned);
+            self.planned =
+                planned.into_iter().filter_map(|(at, error)| Some((at.checked_sub(writes)?, error))).collect();
+        }
     }
 }
