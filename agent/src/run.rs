@@ -9,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::agent::{Agent, Signals};
@@ -27,14 +27,20 @@ use crate::node::{self, NodeConfig, Telling};
 use crate::observe::events::Events;
 use crate::observe::http::{self, Readiness};
 use crate::observe::metrics::Metrics;
+use crate::observe::turns::Turns;
 use crate::observe::{self, Fill};
 
 /// Batches that wait for the loop; a source that is faster waits.
 const QUEUE: usize = 64;
+/// Updates that are taken in between two looks at everything else, but for what is left of a batch.
+const UPDATES_AT_ONCE: usize = 1024;
 /// How many events are looked at between two looks at everything else.
 const EVENTS_AT_ONCE: usize = 256;
 /// How long after a change the catalog is written, so that a burst writes it once.
 const CATALOG_DELAY: Duration = Duration::from_millis(100);
+/// At least so many times as long as writing it took last: where pods change all the time and names are many, it takes no more than a part
+/// of a processor that small.
+const CATALOG_PAUSE: u32 = 40;
 /// How long the objects last known may take to be written at the end.
 const KEEP_TIME: Duration = Duration::from_secs(2);
 /// How often the flow table's fill is looked at.
@@ -48,6 +54,11 @@ const VERIFY_INTERVAL: Duration = Duration::from_secs(10);
 ///
 /// When the agent cannot start, or a source has ended for good.
 pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
+    let turns = Turns::default();
+    turns.clone().measure("loop", live(config, turns)).await
+}
+
+async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     capabilities::check()?;
@@ -70,7 +81,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         });
     }
     // Lists are fetched while the kernel verifies the programs. Interfaces wait: those that are there before them are older than them.
-    tasks.spawn(source.watch(update_sender));
+    tasks.spawn(turns.clone().measure("objects", source.watch(update_sender)));
     let AgentConfig { sizes, settings, attach, .. } = config;
     // Pods' interfaces, so that what waits for each of them on a node's first start need not wait for the programs.
     let veths = node::veths(&config.cni_cache_dir, config.bridge.as_deref()).await.unwrap_or_else(|error| {
@@ -81,7 +92,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut kernel = loading.await.context("loading the programs panicked")??;
     let node_config =
         NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs, tellings };
-    tasks.spawn(async move { node::watch(node_config, node_sender).await.context("watching the node's interfaces") });
+    let watching = async move { node::watch(node_config, node_sender).await.context("watching the node's interfaces") };
+    tasks.spawn(turns.clone().measure("node", watching));
     let mut events =
         Events::new(RingBuf::try_from(kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?)?)?;
     if config.settings.debug_programs {
@@ -92,6 +104,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let fill = Fill::default();
     let mut metrics = Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), kernel.sizes())?);
     metrics.register_requests(requests);
+    metrics.register_turns(&turns);
     let metrics = Arc::new(metrics);
     if let Some(address) = config.metrics_addr {
         let listener =
@@ -110,7 +123,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     let mut agent = Agent::new(&config, kernel, signals);
     let (mut kept, keeping) = keep_objects(&config, &mut agent);
-    let mut catalog_at: Option<Instant> = None;
+    let (mut catalog_at, mut catalog_delay): (Option<Instant>, _) = (None, CATALOG_DELAY);
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;
     let mut verify_at = Instant::now() + VERIFY_INTERVAL;
     if agent.is_first() {
@@ -130,8 +143,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
                 agent.settle();
             }
             Some(batch) = updates.recv() => {
+                let mut taken = batch.len();
                 agent.take_updates(batch);
-                while let Ok(batch) = updates.try_recv() {
+                while taken < UPDATES_AT_ONCE && let Ok(batch) = updates.try_recv() {
+                    taken += batch.len();
                     agent.take_updates(batch);
                 }
                 agent.settle();
@@ -145,7 +160,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.retry(),
             () = sleep_until(catalog_at.unwrap_or_else(Instant::now)), if catalog_at.is_some() => {
                 catalog_at = None;
+                let begun = Instant::now();
                 agent.write_catalog();
+                catalog_delay = CATALOG_DELAY.max(CATALOG_PAUSE * begun.elapsed());
             }
             () = sleep_until(keep_at.unwrap_or_else(Instant::now)), if keep_at.is_some() => drop(agent.keep_now()),
             () = sleep_until(flows_at) => {
@@ -158,8 +175,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             }
         }
         if agent.has_new_catalog() && catalog_at.is_none() {
-            catalog_at = Some(Instant::now() + CATALOG_DELAY);
+            catalog_at = Some(Instant::now() + catalog_delay);
         }
+        // Else a loop that always has something to do would keep all others from the thread.
+        yield_now().await;
     }
     if agent.keep_now() && timeout(KEEP_TIME, kept.changed()).await.is_ok_and(|told| told.is_ok()) {
         agent.kept_until(&kept.borrow_and_update());

@@ -1,11 +1,15 @@
-//! Whether the API server answers: told per kind of object, and counted per request.
+//! Whether the API server answers: told per kind of object, and counted per request, with what was received.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::task::{self, Poll};
 
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Frame;
 use jiff::Timestamp;
 use kube::client::Body;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -34,8 +38,21 @@ impl fmt::Display for Stale {
 /// By kind; those that are missing are seen.
 pub type StaleKinds = BTreeMap<Kind, Stale>;
 
-/// Requests by what was asked for and how it was answered.
-pub type Requests = Family<Request, Counter>;
+/// What was asked of the API server. Cheap to clone; all clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Requests {
+    /// By what was asked for and how it was answered.
+    pub answers: Family<Request, Counter>,
+    /// Bytes of answers' bodies.
+    pub received: Family<Received, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Received {
+    /// As of a [`Request`].
+    pub resource: String,
+    pub verb: &'static str,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Request {
@@ -83,7 +100,16 @@ impl Contact {
             self.answered(kind);
         }
         let code = code.map_or_else(|| "none".to_owned(), |code| code.as_str().to_owned());
-        self.requests.get_or_create(&Request { resource: asked.resource.clone(), verb: asked.verb, code }).inc();
+        self.requests
+            .answers
+            .get_or_create(&Request { resource: asked.resource.clone(), verb: asked.verb, code })
+            .inc();
+    }
+
+    /// Of the bytes of an answer's body.
+    fn counter(&self, asked: &Asked) -> Counter {
+        let received = Received { resource: asked.resource.clone(), verb: asked.verb };
+        self.requests.received.get_or_create_owned(&received)
     }
 }
 
@@ -151,10 +177,11 @@ impl<S, B> Service<http::Request<Body>> for Observed<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<B>>,
     S::Future: Send + 'static,
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
 {
-    type Response = S::Response;
+    type Response = http::Response<UnsyncBoxBody<Bytes, B::Error>>;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+    type Future = BoxFuture<'static, Result<Self::Response, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -164,7 +191,19 @@ where
         let asked = Asked::of(request.method(), request.uri());
         let contact = self.contact.clone();
         let answer = self.inner.call(request);
-        answer.inspect(move |answer| contact.count(&asked, answer.as_ref().ok().map(http::Response::status))).boxed()
+        let observed = move |answer: Result<http::Response<B>, S::Error>| {
+            contact.count(&asked, answer.as_ref().ok().map(http::Response::status));
+            let received = contact.counter(&asked);
+            let counted = move |body: B| {
+                let count = move |frame: Frame<Bytes>| {
+                    received.inc_by(frame.data_ref().map_or(0, |data| data.len() as u64));
+                    frame
+                };
+                body.map_frame(count).boxed_unsync()
+            };
+            answer.map(|answer| answer.map(counted))
+        };
+        answer.map(observed).boxed()
     }
 }
 

@@ -20,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::api::contact::{Requests, StaleKinds};
 use crate::facts::{EventSource, Kind};
+use crate::observe::turns::Turns;
 
 /// The Content-Type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -213,12 +214,24 @@ impl Metrics {
         }
     }
 
+    /// How long tasks hold the thread, measured by whoever spawns them.
+    pub fn register_turns(&mut self, turns: &Turns) {
+        turns.register(&mut self.registry);
+    }
+
     /// What was asked of the API server, counted by whoever asks.
     pub fn register_requests(&mut self, requests: Requests) {
         self.registry.register(
             "api_requests",
             "Requests to the API server by what was asked for and how it was answered (code none: not at all). Codes other than 200 rising:              401 and 403, the account lacks a right; 410, the server was restarted or is behind; 429 and 5xx, it is short of room",
-            requests,
+            requests.answers,
+        );
+        self.registry.register_with_unit(
+            "api_received",
+            "What the API server has sent, headers and encryption aside. list rising steadily: watches break and everything is read anew, \
+             see palisade_api_requests_total; watch: the cluster's pods change so much, see docs/scale.md",
+            Unit::Bytes,
+            requests.received,
         );
     }
 

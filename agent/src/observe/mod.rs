@@ -4,6 +4,7 @@ pub mod events;
 pub mod http;
 pub mod metrics;
 pub mod refusal;
+pub mod turns;
 
 use std::collections::BTreeMap;
 use std::fs;
