@@ -78,7 +78,7 @@ pub struct Agent {
     succeeded: bool,
     /// Faults of objects, by object.
     faults: BTreeMap<(Kind, String), Vec<Fault>>,
-    /// Objects of a kind that were named since its relist began.
+    /// Objects of a kind that had faults when its list began anew, and were not named since.
     relisted: BTreeMap<Kind, BTreeSet<String>>,
     compile_faults: Vec<Fault>,
     told_faults: BTreeSet<Fault>,
@@ -272,28 +272,34 @@ impl Agent {
     }
 
     fn take_faults(&mut self, change: &Change, faults: Vec<Fault>) {
-        let (kind, object) = match change {
-            Change::Namespace(name, _) => (Kind::Namespace, name.to_string()),
-            Change::Pod { name, .. } => (Kind::Pod, name.to_string()),
-            Change::Policy(name, _) => (Kind::Policy, name.to_string()),
-            Change::Node(name, _) => (Kind::Node, name.to_string()),
-            Change::Service(name, _) => (Kind::Service, name.to_string()),
+        let (kind, object): (Kind, &dyn ToString) = match change {
+            Change::Namespace(name, _) => (Kind::Namespace, name),
+            Change::Pod { name, .. } => (Kind::Pod, name),
+            Change::Policy(name, _) => (Kind::Policy, name),
+            Change::Node(name, _) => (Kind::Node, name),
+            Change::Service(name, _) => (Kind::Service, name),
             Change::Relist(kind) => {
-                self.relisted.insert(*kind, BTreeSet::new());
+                let of_kind = self.faults.keys().filter(|(of, _)| of == kind);
+                let objects = of_kind.map(|(_, object)| object.clone()).collect();
+                self.relisted.insert(*kind, objects);
                 return;
             }
             Change::Relisted(kind) => {
                 self.listed = true;
                 self.kept.listed(*kind);
-                if let Some(named) = self.relisted.remove(kind) {
-                    self.faults.retain(|(of, object), _| of != kind || named.contains(object));
+                for object in self.relisted.remove(kind).unwrap_or_default() {
+                    self.faults.remove(&(*kind, object));
                 }
                 return;
             }
         };
         self.signals.metrics.updated(kind);
-        if let Some(named) = self.relisted.get_mut(&kind) {
-            named.insert(object.clone());
+        if faults.is_empty() && self.faults.is_empty() {
+            return;
+        }
+        let object = object.to_string();
+        if let Some(unnamed) = self.relisted.get_mut(&kind) {
+            unnamed.remove(&object);
         }
         if faults.is_empty() {
             self.faults.remove(&(kind, object));

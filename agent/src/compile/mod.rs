@@ -210,14 +210,16 @@ impl Compiler {
         }
         let mut new_blocks = BTreeMap::new();
         for (id, peer) in &appeared {
-            match peer {
-                Peer::Pods { namespaces, pods } => peers.appear(index, *id, namespaces, pods),
-                Peer::Block(block) => {
-                    blocks.want(block, *id);
-                    new_blocks.insert(block.clone(), *id);
-                }
+            if let Peer::Block(block) = peer {
+                blocks.want(block, *id);
+                new_blocks.insert(block.clone(), *id);
             }
         }
+        let selectors = appeared.iter().filter_map(|(id, peer)| match peer {
+            Peer::Pods { namespaces, pods } => Some((*id, namespaces, pods)),
+            Peer::Block(_) => None,
+        });
+        peers.appear(index, selectors);
         blocks.admit(&new_blocks, limits.prefixes_max);
         let mut pods = dirty.pods;
         for namespace in dirty.namespaces.iter().filter_map(|name| index.namespace(name)) {

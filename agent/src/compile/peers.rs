@@ -15,7 +15,7 @@ use super::policies::PortName;
 use super::prefix::{Bits, Prefix};
 use crate::facts::{Fault, Kind, NamedPort, Namespaces, PodFacts, Selector};
 use crate::index::matchers::{MatcherId, PodMatchers};
-use crate::index::{Index, PodId};
+use crate::index::{Index, Namespace, PodId};
 
 /// What a pod itself adds to the signature of its addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,23 +46,52 @@ impl Peers {
         self.dirty.extend(addresses.map(Bits::of));
     }
 
-    /// A matcher that was not there before: asks every pod of its namespaces.
-    pub(super) fn appear(&mut self, index: &Index, id: MatcherId, namespaces: &Namespaces, selector: &Selector) {
-        self.matchers.insert(id, namespaces, selector);
-        for pod_id in scope(index, namespaces) {
-            let Some(pod) = peer(index, pod_id) else { continue };
-            if selector.matches(&pod.labels) {
-                let part = self.parts.entry(pod_id).or_default();
-                // It is there already if the pod changed together with the policy.
-                if let Err(at) = part.selectors.binary_search(&id) {
-                    let mut selectors = part.selectors.to_vec();
-                    selectors.insert(at, id);
-                    part.selectors = selectors.into();
-                }
-                self.by_matcher.entry(id).or_default().insert(pod_id);
-                self.dirty.extend(index.addresses(pod_id).map(Bits::of));
+    /// Matchers that were not there before: asks every pod of their namespaces, once for all of them.
+    pub(super) fn appear<'a>(
+        &mut self,
+        index: &Index,
+        matchers: impl Iterator<Item = (MatcherId, &'a Namespaces, &'a Selector)>,
+    ) {
+        let mut new = PodMatchers::default();
+        let mut named = Some(BTreeSet::new());
+        for (id, namespaces, selector) in matchers {
+            self.matchers.insert(id, namespaces, selector);
+            new.insert(id, namespaces, selector);
+            match (namespaces, &mut named) {
+                (Namespaces::Named(name), Some(named)) => drop(named.insert(name)),
+                (_, named) => *named = None,
             }
         }
+        let scope: Box<dyn Iterator<Item = (&Arc<str>, &Namespace)>> = match &named {
+            Some(names) => Box::new(names.iter().filter_map(|name| Some((*name, index.namespace(name)?)))),
+            None => Box::new(index.namespaces()),
+        };
+        for (name, namespace) in scope {
+            let matchers = new.in_namespace(name, namespace.facts.as_ref().map(|facts| &facts.labels));
+            if matchers.is_empty() {
+                continue;
+            }
+            for &pod_id in &namespace.pods {
+                let Some(pod) = peer(index, pod_id) else { continue };
+                let found = matchers.of_pod(&pod.labels);
+                if !found.is_empty() {
+                    self.gain(index, pod_id, found);
+                }
+            }
+        }
+    }
+
+    fn gain(&mut self, index: &Index, pod: PodId, matchers: Vec<MatcherId>) {
+        let part = self.parts.entry(pod).or_default();
+        for &id in &matchers {
+            self.by_matcher.entry(id).or_default().insert(pod);
+        }
+        // They are there already if the pod changed together with the policy.
+        let mut selectors: Vec<MatcherId> = part.selectors.iter().copied().chain(matchers).collect();
+        selectors.sort_unstable();
+        selectors.dedup();
+        part.selectors = selectors.into();
+        self.dirty.extend(index.addresses(pod).map(Bits::of));
     }
 
     pub(super) fn vanish(&mut self, index: &Index, id: MatcherId, namespaces: &Namespaces, selector: &Selector) {
@@ -122,8 +151,14 @@ impl Peers {
         }
         let mut dirty = std::mem::take(&mut self.dirty);
         for &address in &dirty {
-            let class = self.claim(index, address).map(|Part { selectors, ports }| {
-                classes.acquire(Signature { selectors, ports, blocks: blocks.covering(address) }, highest)
+            let class = self.claim(index, address).map(|(pod, Part { selectors, ports })| {
+                let class = classes.acquire(Signature { selectors, ports, blocks: blocks.covering(address) }, highest);
+                // One list for all pods of a class.
+                if let (Some(part), Some(signature)) = (self.parts.get_mut(&pod), classes.signature(class)) {
+                    let Signature { selectors, ports, blocks: _ } = signature;
+                    *part = Part { selectors: selectors.clone(), ports: ports.clone() };
+                }
+                class
             });
             let before = match class {
                 Some(class) => self.exact.insert(address, class),
@@ -148,15 +183,16 @@ impl Peers {
         self.counts.get(&family).map_or(0, |&count| count.min(exact_max))
     }
 
-    /// The part of the one pod that claims the address, if it is not empty.
-    fn claim(&mut self, index: &Index, address: Bits) -> Option<Part> {
+    /// The one pod that claims the address, and its part if that is not empty.
+    fn claim(&mut self, index: &Index, address: Bits) -> Option<(PodId, Part)> {
         let claims = index.claims(address.address());
         if claims.len() > 1 {
             self.conflicts.insert(address.address(), claims.to_vec());
             return None;
         }
         self.conflicts.remove(&address.address());
-        self.parts.get(claims.first()?).cloned()
+        let pod = *claims.first()?;
+        Some((pod, self.parts.get(&pod)?.clone()))
     }
 
     /// Leaves out the last addresses of a family of which there are too many; they keep what their ipBlocks admit.
@@ -214,19 +250,4 @@ fn peer(index: &Index, id: PodId) -> Option<&PodFacts> {
 pub(super) fn resolved(pod: &PodFacts, asked: impl Fn(&PortName) -> bool) -> Arc<[NamedPort]> {
     let asked = |port: &&NamedPort| asked(&(port.name.clone(), port.protocol));
     pod.ports.iter().filter(asked).cloned().collect()
-}
-
-/// The pods among which a matcher's may be.
-fn scope<'a>(index: &'a Index, namespaces: &'a Namespaces) -> Box<dyn Iterator<Item = PodId> + 'a> {
-    match namespaces {
-        Namespaces::Named(name) => {
-            Box::new(index.namespace(name).into_iter().flat_map(|namespace| namespace.pods.iter().copied()))
-        }
-        Namespaces::Matching(selector) => Box::new(
-            index
-                .namespaces()
-                .filter(|(_, entry)| entry.facts.as_ref().is_some_and(|facts| selector.matches(&facts.labels)))
-                .flat_map(|(_, entry)| entry.pods.iter().copied()),
-        ),
-    }
 }

@@ -11,10 +11,17 @@ use super::PodId;
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// By status.podIPs, of live pods.
-    stated: HashMap<IpAddr, Vec<PodId>>,
+    stated: HashMap<IpAddr, Claimants>,
     given: HashMap<IpAddr, Given>,
     /// What each veth's CNI result gave, and to whom.
     of_veth: HashMap<u32, (PodId, BTreeSet<IpAddr>)>,
+}
+
+/// One as a rule, which needs no memory of its own.
+#[derive(Debug)]
+enum Claimants {
+    One(PodId),
+    Several(Vec<PodId>),
 }
 
 /// To the pods behind these veths; one pod may have several.
@@ -33,7 +40,7 @@ impl Claims {
 
     /// By status alone.
     pub(super) fn stated(&self, address: IpAddr) -> &[PodId] {
-        self.stated.get(&address).map_or(&[], Vec::as_slice)
+        self.stated.get(&address).map_or(&[], Claimants::as_slice)
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
@@ -51,15 +58,13 @@ impl Claims {
 
     pub(super) fn state(&mut self, id: PodId, old: &BTreeSet<IpAddr>, new: &BTreeSet<IpAddr>) {
         for address in old.difference(new) {
-            if let Some(claims) = self.stated.get_mut(address) {
-                claims.retain(|&claim| claim != id);
-                if claims.is_empty() {
-                    self.stated.remove(address);
-                }
+            if let Some(others) = self.stated.remove(address).and_then(|claimants| claimants.without(id)) {
+                self.stated.insert(*address, others);
             }
         }
         for address in new.difference(old) {
-            self.stated.entry(*address).or_default().push(id);
+            let others = self.stated.remove(address);
+            self.stated.insert(*address, others.map_or(Claimants::One(id), |others| others.with(id)));
         }
     }
 
@@ -92,5 +97,29 @@ impl Claims {
             }
         }
         changed
+    }
+}
+
+// === impl Claimants ===
+
+impl Claimants {
+    fn as_slice(&self) -> &[PodId] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Several(ids) => ids,
+        }
+    }
+
+    fn with(self, id: PodId) -> Self {
+        Self::Several([self.as_slice(), &[id]].concat())
+    }
+
+    fn without(self, id: PodId) -> Option<Self> {
+        let rest: Vec<PodId> = self.as_slice().iter().copied().filter(|other| *other != id).collect();
+        match rest[..] {
+            [] => None,
+            [one] => Some(Self::One(one)),
+            _ => Some(Self::Several(rest)),
+        }
     }
 }

@@ -32,6 +32,11 @@ pub struct PodMatchers {
     next_group: u32,
 }
 
+/// The part of [`PodMatchers`] that concerns one namespace.
+pub struct NamespaceMatchers<'a> {
+    sets: Vec<&'a Anchored<MatcherId>>,
+}
+
 // === impl PodMatchers ===
 
 impl PodMatchers {
@@ -74,17 +79,34 @@ impl PodMatchers {
 
     /// The matchers that match a pod, sorted. `namespace_labels`: `None` where the Namespace object is not known.
     pub fn of_pod(&self, namespace: &str, namespace_labels: Option<&Labels>, labels: &Labels) -> Vec<MatcherId> {
-        let mut found = BTreeSet::new();
-        if let Some(anchored) = self.named.get(namespace) {
-            anchored.matching(labels, |id| found.insert(id));
-        }
+        self.in_namespace(namespace, namespace_labels).of_pod(labels)
+    }
+
+    /// Those that may match pods of a namespace, for many questions about one.
+    pub fn in_namespace(&self, namespace: &str, namespace_labels: Option<&Labels>) -> NamespaceMatchers<'_> {
+        let mut sets: Vec<&Anchored<MatcherId>> = self.named.get(namespace).into_iter().collect();
         if let Some(namespace_labels) = namespace_labels {
             self.by_namespace_labels.matching(namespace_labels, |group| {
-                if let Some(anchored) = self.matching.get(&group) {
-                    anchored.matching(labels, |id| found.insert(id));
-                }
+                sets.extend(self.matching.get(&group));
                 true
             });
+        }
+        NamespaceMatchers { sets }
+    }
+}
+
+// === impl NamespaceMatchers ===
+
+impl NamespaceMatchers<'_> {
+    pub fn is_empty(&self) -> bool {
+        self.sets.is_empty()
+    }
+
+    /// Sorted.
+    pub fn of_pod(&self, labels: &Labels) -> Vec<MatcherId> {
+        let mut found = BTreeSet::new();
+        for anchored in &self.sets {
+            anchored.matching(labels, |id| found.insert(id));
         }
         found.into_iter().collect()
     }
@@ -145,6 +167,15 @@ impl<T: Copy + PartialEq> Anchored<T> {
         };
         ask(&self.rest);
         if self.by_label.is_empty() {
+            return;
+        }
+        // A pod may have fifty labels, of which selectors name two.
+        if self.by_label.len() < labels.len() {
+            for (key, by_value) in &self.by_label {
+                if let Some(items) = labels.get(&**key).and_then(|value| by_value.get(value)) {
+                    ask(items);
+                }
+            }
             return;
         }
         for (key, value) in &**labels {

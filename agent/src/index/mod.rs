@@ -13,7 +13,7 @@ mod services;
 mod tests;
 mod veths;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -73,8 +73,8 @@ pub struct Index {
     namespaces: BTreeMap<Arc<str>, Namespace>,
     /// By [`PodId`].
     pods: Vec<Option<Pod>>,
-    keys: HashMap<PodKey, PodId>,
-    names: HashMap<ObjectName, BTreeSet<PodId>>,
+    /// Sorted, so that pods of one name are found too.
+    keys: BTreeMap<PodKey, PodId>,
     /// Which live pods an address is of.
     claims: Claims,
     nodes: BTreeMap<Arc<str>, NodeFacts>,
@@ -95,8 +95,7 @@ impl Index {
             node: node_name.into(),
             namespaces: BTreeMap::new(),
             pods: Vec::new(),
-            keys: HashMap::new(),
-            names: HashMap::new(),
+            keys: BTreeMap::new(),
             claims: Claims::default(),
             nodes: BTreeMap::new(),
             veths: Veths::default(),
@@ -227,6 +226,12 @@ impl Index {
         self.veths.identity(ifindex)
     }
 
+    /// Pods of one name: one that was recreated may be known beside the one before.
+    fn named<'a>(&'a self, name: &'a ObjectName) -> impl Iterator<Item = PodId> + 'a {
+        let first = PodKey { name: name.clone(), uid: Arc::default() };
+        self.keys.range(first..).take_while(move |(key, _)| key.name == *name).map(|(_, id)| *id)
+    }
+
     fn slot(&self, id: PodId) -> Option<&Pod> {
         self.pods.get(id.0 as usize)?.as_ref()
     }
@@ -325,20 +330,14 @@ impl Index {
 
     fn relate(&mut self, id: PodId, key: &PodKey, present: bool) {
         let namespace = self.namespaces.entry(key.name.namespace.clone()).or_default();
-        let names = self.names.entry(key.name.clone()).or_default();
         if present {
             self.keys.insert(key.clone(), id);
             namespace.pods.insert(id);
-            names.insert(id);
             return;
         }
         self.keys.remove(key);
         self.vacated.push(id);
         namespace.pods.remove(&id);
-        names.remove(&id);
-        if names.is_empty() {
-            self.names.remove(&key.name);
-        }
         self.prune(&key.name.namespace);
     }
 

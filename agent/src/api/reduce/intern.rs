@@ -11,7 +11,8 @@ pub struct Interner {
     labels: Shared<BTreeMap<String, String>>,
     ports: Shared<BTreeSet<NamedPort>>,
     host_ports: Shared<BTreeSet<HostPort>>,
-    nodes: Shared<str>,
+    /// Of nodes and namespaces.
+    names: Shared<str>,
 }
 
 impl Interner {
@@ -27,17 +28,18 @@ impl Interner {
         self.host_ports.share(ports)
     }
 
-    pub fn node(&mut self, name: &str) -> Arc<str> {
-        match self.nodes.known.get(name) {
+    /// The name of a node or namespace.
+    pub fn name(&mut self, name: &str) -> Arc<str> {
+        match self.names.known.get(name) {
             Some(known) => Arc::clone(known),
-            None => self.nodes.add(name.into()),
+            None => self.names.add(name.into()),
         }
     }
 
     /// How many different values are kept.
     pub fn len(&self) -> usize {
-        let Self { labels, ports, host_ports, nodes } = self;
-        labels.known.len() + ports.known.len() + host_ports.known.len() + nodes.known.len()
+        let Self { labels, ports, host_ports, names } = self;
+        labels.known.len() + ports.known.len() + host_ports.known.len() + names.known.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -90,7 +92,7 @@ mod tests {
         let mut interner = Interner::default();
         let labels = || BTreeMap::from([("app".to_owned(), "web".to_owned())]);
         assert!(Arc::ptr_eq(&interner.labels(labels()), &interner.labels(labels())));
-        assert!(Arc::ptr_eq(&interner.node("a"), &interner.node("a")));
+        assert!(Arc::ptr_eq(&interner.name("a"), &interner.name("a")));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::intern::Interner;
 use super::lax::{Lax, Record};
@@ -18,8 +19,9 @@ const CLOSED: &str = "the pod is closed";
 /// It has no name, or no readable namespace.
 pub fn reduce(shape: &PodShape, interner: &mut Interner) -> Result<Update, Fault> {
     let metadata = shape.metadata.or_empty();
-    let name = meta::namespaced_name(Kind::Pod, &metadata)?;
-    let uid = uid(&metadata, &name);
+    let mut name = meta::namespaced_name(Kind::Pod, &metadata)?;
+    name.namespace = interner.name(&name.namespace);
+    let uid: Arc<str> = uid(&metadata, &name).into();
     let mut faults = Faults::new(Kind::Pod, name.to_string());
 
     let readable = readable(shape, &mut faults);
@@ -31,17 +33,17 @@ pub fn reduce(shape: &PodShape, interner: &mut Interner) -> Result<Update, Fault
 
     let facts = labels.filter(|_labels| readable).map(|labels| PodFacts {
         name: name.clone(),
-        uid: uid.as_str().into(),
+        uid: uid.clone(),
         labels: interner.labels(labels),
         addresses,
         ports: interner.ports(ports),
         // Those of a hostNetwork pod are its own: nothing is translated.
         host_ports: interner.host_ports(if host_network { BTreeSet::new() } else { host_ports }),
-        node: spec.node_name.found().filter(|node| !node.is_empty()).map(|node| interner.node(node)),
+        node: spec.node_name.found().filter(|node| !node.is_empty()).map(|node| interner.name(node)),
         host_network,
         finished: matches!(status.phase.found().map(String::as_str), Some("Succeeded" | "Failed")),
     });
-    Ok(Update { change: Change::Pod { name, uid: uid.as_str().into(), facts }, faults: faults.into_vec() })
+    Ok(Update { change: Change::Pod { name, uid, facts }, faults: faults.into_vec() })
 }
 
 /// # Errors
@@ -110,6 +112,7 @@ fn addresses(status: &PodStatus, faults: &mut Faults) -> Vec<IpAddr> {
             None => faults.add(field, "this is no IP address, the pod is not known by it"),
         }
     }
+    addresses.shrink_to_fit();
     addresses
 }
 
