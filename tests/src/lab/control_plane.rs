@@ -26,7 +26,7 @@ pub struct ControlPlane {
     pub kubeconfig: PathBuf,
 }
 
-const PORT: u16 = 6443;
+pub(super) const PORT: u16 = 6443;
 /// Requests under way when many objects are made.
 const CREATED_AT_ONCE: usize = 16;
 const ETCD: &str = "http://127.0.0.1:2379";
@@ -179,6 +179,11 @@ impl ControlPlane {
         Ok(kubeconfig)
     }
 
+    /// Of etcd and the API server.
+    pub fn processes(&self) -> Vec<u32> {
+        self.children.iter().map(Child::id).collect()
+    }
+
     /// SIGKILL to the API server, or a new one over the same etcd.
     pub fn kill_api_server(&mut self) -> Result<()> {
         let mut child = self.children.pop().context("the API server runs")?;
@@ -243,14 +248,23 @@ impl ControlPlane {
 
     /// Inside the underlay's namespace, with a connection of its own.
     pub fn with_client<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
-        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
-        self.netns.run(|| {
-            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-                work(Client::try_from(config)?).await
-            })
-        })
+        with_client(&self.netns, &self.kubeconfig, work)
     }
+}
+
+/// Inside a namespace, with a connection to the server that the kubeconfig names.
+pub fn with_client<T: Send>(
+    netns: &Netns,
+    kubeconfig: &Path,
+    work: impl AsyncFnOnce(Client) -> Result<T> + Send,
+) -> Result<T> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    netns.run(|| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+            work(Client::try_from(config)?).await
+        })
+    })
 }
 
 impl Drop for ControlPlane {

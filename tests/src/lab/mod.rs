@@ -19,6 +19,7 @@ pub mod probe;
 pub mod programs;
 pub mod proxy;
 pub mod raw;
+pub mod recorded;
 pub mod server;
 pub mod traffic;
 pub mod tunnel;
