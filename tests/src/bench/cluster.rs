@@ -13,7 +13,7 @@ pub const LOCAL_PODS: usize = 10;
 /// Of the large cluster, those of the node included.
 pub const PODS: usize = 5_000;
 pub const POLICIES: usize = 500;
-const NAMESPACES: usize = 50;
+pub const NAMESPACES: usize = 50;
 /// Namespaces share a team's label.
 const TEAMS: usize = 10;
 const NODES: usize = 50;

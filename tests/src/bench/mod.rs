@@ -18,6 +18,7 @@ pub mod restart;
 pub mod scale;
 mod scene;
 pub mod service_traffic;
+pub mod size;
 pub mod start;
 mod stats;
 mod table;

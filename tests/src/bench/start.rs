@@ -15,7 +15,7 @@ use super::machine;
 use super::stats::Sample;
 use super::table::Table;
 use crate::lab::agent::palisade;
-use crate::lab::{Agent, Node};
+use crate::lab::{Agent, AgentOptions, Lab, Node};
 
 const STARTS: usize = 10;
 const IDLE: Duration = Duration::from_secs(30);
@@ -37,10 +37,10 @@ pub fn run() -> Result<()> {
         let goal = Goal::of(large);
         let mut measured = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..STARTS {
-            measured[0].push(lists(&cluster)?);
+            measured[0].push(Times { loaded: 0.0, enforced: cluster.plane.with_client(lists)? });
             uninstall(&cluster.node)?;
             for times in &mut measured[1..] {
-                times.push(start(&cluster)?);
+                times.push(start(&cluster.lab, &cluster.node, &cluster.options())?);
             }
         }
         let [lists, first, again] = measured;
@@ -48,9 +48,11 @@ pub fn run() -> Result<()> {
         for (pins, times) in [("none", first), ("an earlier agent's", again)] {
             starts.row(row(&size_name(large), pins, &times, &lists, goal));
         }
-        sizes.row(size(&cluster, large, goal)?);
+        let agent = cluster.start_agent()?;
+        sizes.row(size_row(&size(&agent)?, large, goal));
+        ensure!(agent.stop()?.success(), "the agent did not end well");
     }
-    println!("{starts}\n{sizes}\n{}", kernel_memory(&cluster.node)?);
+    println!("{starts}\n{sizes}\n{}", kernel_memory(&cluster.node)?.0);
     println!("Load at the end: {}", machine::load());
     Ok(())
 }
@@ -76,12 +78,12 @@ impl Goal {
 
 /// Milliseconds.
 #[derive(Clone, Copy, Default)]
-struct Times {
-    loaded: f64,
-    enforced: f64,
+pub(super) struct Times {
+    pub loaded: f64,
+    pub enforced: f64,
 }
 
-fn verdict(met: bool) -> String {
+pub(super) fn verdict(met: bool) -> String {
     if met { "met" } else { "NOT met" }.into()
 }
 
@@ -103,14 +105,14 @@ fn row(cluster: &str, pins: &str, times: &[Times], lists: &Sample, goal: Goal) -
 }
 
 /// The agent says both in its log as they happen, and it is stopped again.
-fn start(cluster: &Cluster) -> Result<Times> {
-    let log = cluster.node.folder.join("agent.log");
+pub(super) fn start(lab: &Lab, node: &Node, options: &AgentOptions) -> Result<Times> {
+    let log = node.folder.join("agent.log");
     let length = fs::metadata(&log).map_or(0, |metadata| metadata.len());
     let begun = Instant::now();
-    let agent = Agent::spawn(&cluster.lab, &cluster.node, &cluster.options())?;
+    let agent = Agent::spawn(lab, node, options)?;
     let mut times = Times::default();
     while times.enforced == 0.0 {
-        ensure!(begun.elapsed() < Duration::from_secs(30), "the agent does not enforce:\n{}", agent.log_text());
+        ensure!(begun.elapsed() < Duration::from_secs(120), "the agent does not enforce:\n{}", agent.log_text());
         // A file has no event that is cheaper than this.
         std::thread::sleep(Duration::from_millis(1));
         if fs::metadata(&log).map_or(0, |metadata| metadata.len()) == length {
@@ -130,19 +132,18 @@ fn start(cluster: &Cluster) -> Result<Times> {
     Ok(times)
 }
 
-fn uninstall(node: &Node) -> Result<()> {
+pub(super) fn uninstall(node: &Node) -> Result<()> {
     let said = palisade(node, &["uninstall"])?;
     ensure!(said.status.success(), "uninstall: {}", String::from_utf8_lossy(&said.stderr));
     Ok(())
 }
 
 /// What a client needs that asks for the same lists, page by page and all kinds at once, and looks at nothing but where the next page is.
-fn lists(cluster: &Cluster) -> Result<Times> {
-    cluster.plane.with_client(async |client| {
-        let begun = Instant::now();
-        futures::future::try_join_all(LISTS.map(|path| list(&client, path))).await?;
-        Ok(Times { loaded: 0.0, enforced: begun.elapsed().as_secs_f64() * 1e3 })
-    })
+/// Milliseconds.
+pub(super) async fn lists(client: Client) -> Result<f64> {
+    let begun = Instant::now();
+    futures::future::try_join_all(LISTS.map(|path| list(&client, path))).await?;
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
 async fn list(client: &Client, path: &str) -> Result<()> {
@@ -170,22 +171,34 @@ fn next_page(page: &[u8]) -> Result<Option<String>> {
 }
 
 /// Of an agent that has started anew and is left alone.
-fn size(cluster: &Cluster, large: bool, goal: Goal) -> Result<Vec<String>> {
-    let agent = cluster.start_agent()?;
+pub(super) struct Size {
+    /// MB.
+    pub resident: f64,
+    pub highest: f64,
+    /// Percent of a core.
+    pub idle: f64,
+}
+
+pub(super) fn size(agent: &Agent) -> Result<Size> {
     let pid = agent.pid().context("the agent runs")?;
     // What the start leaves to be done later is done by then.
     std::thread::sleep(Duration::from_secs(3));
     let before = processor_time(pid)?;
     std::thread::sleep(IDLE);
     let idle = (processor_time(pid)? - before) / IDLE.as_secs_f64() * 100.0;
+    Ok(Size { resident: memory(pid, "VmRSS:")?, highest: memory(pid, "VmHWM:")?, idle })
+}
+
+/// A size of a process, by its name in /proc/PID/status; MB.
+pub(super) fn memory(pid: u32, name: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let megabytes = |name: &str| -> Result<f64> {
-        let line = status.lines().find(|line| line.starts_with(name)).context("a process has its sizes")?;
-        Ok(line.split_whitespace().nth(1).context("and they are numbers")?.parse::<f64>()? * 1024.0 / 1e6)
-    };
-    let (resident, highest) = (megabytes("VmRSS:")?, megabytes("VmHWM:")?);
-    ensure!(agent.stop()?.success(), "the agent did not end well");
-    Ok(vec![
+    let line = status.lines().find(|line| line.starts_with(name)).context("a process has its sizes")?;
+    Ok(line.split_whitespace().nth(1).context("and they are numbers")?.parse::<f64>()? * 1024.0 / 1e6)
+}
+
+fn size_row(size: &Size, large: bool, goal: Goal) -> Vec<String> {
+    let Size { resident, highest, idle } = *size;
+    vec![
         size_name(large),
         format!("{resident:.1}"),
         format!("≤ {}", goal.resident_mb),
@@ -194,11 +207,11 @@ fn size(cluster: &Cluster, large: bool, goal: Goal) -> Result<Vec<String>> {
         format!("{idle:.3}"),
         format!("≤ {}", goal.idle_percent),
         verdict(idle <= goal.idle_percent),
-    ])
+    ]
 }
 
-/// Of each pinned map, as the kernel reckons it.
-fn kernel_memory(node: &Node) -> Result<Table> {
+/// Of each pinned map, as the kernel reckons it; and of all together.
+pub(super) fn kernel_memory(node: &Node) -> Result<(Table, String)> {
     let mut table = Table::new(&["map", "kernel memory, MB"]);
     let folder = palisade::kernel::maps_folder(&node.pin_dir);
     let mut all = 0.0;
@@ -212,5 +225,5 @@ fn kernel_memory(node: &Node) -> Result<Table> {
         table.row(vec![pin.file_name().unwrap_or_default().to_string_lossy().into(), format!("{megabytes:.1}")]);
     }
     table.row(vec!["all".into(), format!("{all:.1}")]);
-    Ok(table)
+    Ok((table, format!("{all:.0}")))
 }

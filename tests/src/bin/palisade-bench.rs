@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use palisade_tests::bench::{exits, in_kernel, load, pods, policy, restart, scale, service_traffic, start, throughput};
+use palisade_tests::bench::{
+    exits, in_kernel, load, pods, policy, restart, scale, service_traffic, size, start, throughput,
+};
 
 const USAGE: &str = "\
 usage: palisade-bench [NAME…]
@@ -17,6 +19,11 @@ usage: palisade-bench [NAME…]
                  agent; `pods --pods COUNT`: as many
   restart        what becomes of 50,000 connections and of new ones while agents are killed and started 100 times, and stopped and started
                  20 times while policies change; `restart --other PATH`: and exchanged with that agent, of another layout, by turns
+  size           memory, start and what is asked of the API server, with 1,000, 20,000 and 150,000 pods, and with 10,000 policies;
+                 `size --point NUMBER`: one of the four (0 to 3)
+  churn          100 changes of pods a second, and as many as in an hour: processor time, growth, and whether any is lost;
+                 `churn --changes COUNT`: so many instead
+  apiserver      what one agent asks of the API server, and what the watches of 100 and of 1,000 cost it
   in-kernel      what a packet costs in the kernel programs, by test runs
   exits          what a packet costs where it leaves the node, by test runs
   scale          how that grows with the number of rules, pods and ranges of ports
@@ -27,7 +34,7 @@ Without a name all are measured (`connections` as a part of `throughput`), which
 type Bench = fn() -> Result<()>;
 
 /// By name, in the order in which they are run: the last three move their thread into namespaces of its own.
-const BENCHES: [(&str, Bench); 10] = [
+const BENCHES: [(&str, Bench); 13] = [
     ("throughput", throughput::run),
     ("connections", throughput::run_connections),
     ("services", service_traffic::run),
@@ -35,6 +42,9 @@ const BENCHES: [(&str, Bench); 10] = [
     ("start", start::run),
     ("pods", || pods::run(10_000)),
     ("restart", || restart::run(None)),
+    ("size", || size::run(None)),
+    ("churn", || size::run_churn(size::HOUR)),
+    ("apiserver", size::run_apiserver),
     ("in-kernel", in_kernel::run),
     ("exits", exits::run),
     ("scale", scale::run),
@@ -59,6 +69,14 @@ fn run(arguments: &[&str]) -> Result<()> {
         ["pods", "--pods", count] => {
             println!("== pods");
             return pods::run(count.parse().context("a number of pods")?);
+        }
+        ["size", "--point", number] => {
+            println!("== size");
+            return size::run(Some(number.parse().context("a number")?));
+        }
+        ["churn", "--changes", count] => {
+            println!("== churn");
+            return size::run_churn(count.parse().context("a number of changes")?);
         }
         ["restart", "--other", path] => {
             println!("== restart");
