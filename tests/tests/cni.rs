@@ -11,6 +11,7 @@ use palisade_tests::lab::agent::{Source, palisade};
 use palisade_tests::lab::probe::Probe;
 use palisade_tests::lab::server::Server;
 use palisade_tests::lab::{Agent, AgentOptions, Lab, Manifests, Node, Outcome, Pod, PodSpec, Transport, objects};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 const AT_ONCE: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -100,7 +101,10 @@ fn a_pod_starts_once_it_is_enforced() {
             scene.node.check_pod(&pod).expect("it is enforced");
         }
         scene.node.network_status(&pod).expect("pods can be started");
-        scene.node.collect_garbage(&[pod.clone(), scene.friend.clone(), scene.other.clone()]).expect("nothing to do");
+        scene
+            .node
+            .collect_garbage(&pod, &[pod.clone(), scene.friend.clone(), scene.other.clone()])
+            .expect("nothing to do");
         scene.expect_enforced(&pod);
         scene.node.stop_pod(&pod).expect("it goes");
         assert!(scene.node.check_pod(&pod).is_err(), "{version}: it has gone");
@@ -108,6 +112,8 @@ fn a_pod_starts_once_it_is_enforced() {
     agent.kill().expect("it runs");
     let status = format!("{:#}", scene.node.network_status(&scene.friend).expect_err("no agent runs"));
     assert!(status.contains("does not answer"), "{status}");
+    // Nothing is left, of which libcni says null.
+    scene.node.collect_garbage(&scene.friend, &[]).expect("it needs no agent");
 }
 
 #[test]
@@ -121,9 +127,20 @@ fn no_pod_starts_without_an_agent() {
     assert!(error.contains("the palisade agent of this node does not answer"), "{error}");
     scene.expect_enforced(&first);
     scene.node.stop_pod(&first).expect("a pod can always go");
-    let _agent = scene.start();
+    let agent = scene.start();
     let pod = scene.start_pod(scene.schedule("new")).expect("it is enforced");
     scene.expect_enforced(&pod);
+    // It ends while a pod waits, of which no object tells.
+    let mut waiting = PodSpec::new("web", "waiting", &[]);
+    waiting.uid = Some("uid-of-waiting".into());
+    let error = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| scene.start_pod(waiting));
+        std::thread::sleep(Duration::from_secs(1));
+        agent.kill().expect("it runs");
+        waiting.join().expect("it does not panic").err()
+    });
+    let error = error.expect("no agent runs");
+    assert!(error.contains("the palisade agent of this node does not answer"), "{error}");
     // The operator's way out.
     scene.node.uninstall_plugin().expect("it is there");
     assert!(!scene.node.conf_dir().join("00-palisade.conflist").exists());
@@ -154,12 +171,7 @@ fn a_pod_that_cannot_be_known_is_not_started_and_it_is_said_why() {
 
     // An agent that never had a list.
     palisade(&scene.node, &["uninstall"]).expect("palisade runs");
-    let kubeconfig = scene.node.folder.join("kubeconfig");
-    let text =
-        "{apiVersion: v1, kind: Config, current-context: x, contexts: [{name: x, context: {cluster: x, user: x}}],
-        clusters: [{name: x, cluster: {server: 'http://127.0.0.1:9'}}], users: [{name: x, user: {}}]}";
-    fs::write(&kubeconfig, text).expect("a file");
-    let options = AgentOptions::new(Source::Kubeconfig(kubeconfig));
+    let options = AgentOptions::new(Source::silent(&scene.node.folder).expect("a file"));
     let agent = Agent::spawn(&scene.lab, &scene.node, &options).expect("it is started");
     let begun = Instant::now();
     let error = loop {
@@ -196,12 +208,63 @@ fn the_agent_keeps_it_in_the_chain() {
     assert!(!before.contains("palisade-cni"), "Flannel's own is left alone");
     fs::remove_file(&ours).expect("it is there");
     becomes("palisade-cni", "somebody has removed it");
+    let plugin = scene.node.bin_dir().join("palisade-cni");
+    fs::remove_file(&plugin).expect("it is there");
+    let end = Instant::now() + PATIENCE;
+    while !plugin.exists() {
+        assert!(Instant::now() < end, "somebody has laid all plugins down anew");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let pod = scene.start_pod(scene.schedule("new")).expect("it is enforced");
     scene.expect_enforced(&pod);
     // Without an agent it stays in the chain whatever Flannel does.
     agent.kill().expect("it runs");
     fs::write(scene.node.conflist(), flannel).expect("a file");
     assert!(scene.start_pod(scene.schedule("later")).is_err(), "no agent runs");
+}
+
+/// Processor time that a process has used so far.
+fn used(pid: u32) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields: Vec<&str> = text.rsplit(") ").next().expect("a name").split(' ').collect();
+    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// No event tells that there is room again, and what the agent tries itself is none that calls for another try.
+#[test]
+fn a_full_disk_is_told_and_tried_again() {
+    let scene = Scene::new("cnifull");
+    let folder = scene.node.conf_dir();
+    let flannel = fs::read_to_string(scene.node.conflist()).expect("it is there");
+    scene.lab.guard().mount(&folder);
+    mount("tmpfs", &folder, "tmpfs", MountFlags::empty(), Some(c"size=8k")).expect("a tmpfs");
+    fs::write(scene.node.conflist(), flannel).expect("there is room for one");
+    fs::write(folder.join("filling"), [0; 4096]).expect("and for this");
+    let mut options = AgentOptions::manifests(&scene.manifests.folder);
+    options.extra.extend(scene.node.cni_folders());
+    let agent = Agent::start(&scene.lab, &scene.node, &options).expect("an agent");
+    let ours = folder.join("00-palisade.conflist");
+    let eventually = |what: &dyn Fn() -> bool| {
+        let end = Instant::now() + PATIENCE;
+        while !what() {
+            assert!(Instant::now() < end, "{}", agent.log_text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    eventually(&|| agent.log_text().contains("No space left on device"));
+    let pid = agent.pid().expect("it runs");
+    let before = used(pid);
+    std::thread::sleep(Duration::from_secs(2));
+    let used = used(pid) - before;
+    assert!(used < Duration::from_millis(700), "{used:?} in two seconds");
+    assert!(!ours.exists());
+    mount_remount(&folder, MountFlags::empty(), c"size=1m").expect("it is mounted");
+    eventually(&|| ours.exists());
+    let pod = scene.start_pod(scene.schedule("new")).expect("it is enforced");
+    scene.expect_enforced(&pod);
+    agent.kill().expect("it runs");
+    unmount(&folder, UnmountFlags::empty()).expect("it is mounted");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::Agent;
 use crate::cni::protocol::{Answer, Refusal, Told, code};
 use crate::cni::server::{ADD_WAIT, Ask, Question};
+use crate::facts::Veth;
 
 /// A pod that has been asked about and is not enforced yet.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl Agent {
         (!self.synced).then(|| "the API server has not given a complete list of objects yet".to_owned())
     }
 
-    /// Enforced is: its programs are on its interface, and the kernel has its record.
+    /// Enforced is: its programs are on its interfaces, and the kernel has their records.
     ///
     /// # Errors
     ///
@@ -77,10 +78,18 @@ impl Agent {
             return Err(why);
         }
         let named = (told.pod.clone(), told.uid.clone());
-        let its = |veth: &&crate::facts::Veth| told.hosts.contains(&veth.name) && veth.pod.as_ref() == Some(&named);
-        let Some(veth) = self.index.veths().find(its) else {
-            return Err("its interface has not been found on the node".to_owned());
+        let is_made = |veth: &&Veth| match veth.pod_mac {
+            Some(mac) if !told.macs.is_empty() => told.macs.contains(&mac),
+            _ => told.hosts.contains(&veth.name),
         };
+        let mut its = self.index.veths().filter(|veth| veth.pod.as_ref() == Some(&named)).filter(is_made).peekable();
+        if its.peek().is_none() {
+            return Err("its interface has not been found on the node".to_owned());
+        }
+        its.try_for_each(|veth| self.is_veth_enforced(veth))
+    }
+
+    fn is_veth_enforced(&self, veth: &Veth) -> Result<(), String> {
         if let Some(failed) = self.attachments.failed().get(&veth.ifindex) {
             return Err(format!("the programs cannot be attached to {}: {}", veth.name, failed.error));
         }

@@ -32,10 +32,7 @@ pub fn chained(source: &[u8], name: &str, socket: &Path) -> Result<Option<Vec<u8
     if network.get("plugins").is_none() {
         network = list_of_one(network, name)?;
     }
-    let version = network.get("cniVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
-    if !VERSIONS.contains(&version.as_str()) {
-        return Err(format!("the cniVersion of {name} is {version:?}, which is none of {}", VERSIONS.join(", ")));
-    }
+    keep_versions(&mut network, name)?;
     if network.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err(format!("{name} gives its network no name"));
     }
@@ -53,6 +50,28 @@ pub fn chained(source: &[u8], name: &str, socket: &Path) -> Result<Option<Vec<u8
     let mut text = serde_json::to_vec_pretty(&network).map_err(|error| error.to_string())?;
     text.push(b'\n');
     Ok(Some(text))
+}
+
+/// Leaves only versions that our plugin knows: a runtime takes the highest of `cniVersion` and `cniVersions` that it knows itself.
+fn keep_versions(network: &mut Map<String, Value>, name: &str) -> Result<(), String> {
+    let mut listed = None;
+    match network.get_mut("cniVersions") {
+        None => {}
+        Some(Value::Array(versions)) => {
+            versions.retain(|version| version.as_str().is_some_and(|version| VERSIONS.contains(&version)));
+            listed = VERSIONS.into_iter().rfind(|known| versions.iter().any(|version| version == known));
+        }
+        Some(_) => return Err(format!("`cniVersions` in {name} is no list")),
+    }
+    let version = network.get("cniVersion").and_then(Value::as_str).unwrap_or_default();
+    if VERSIONS.contains(&version) {
+        return Ok(());
+    }
+    let Some(listed) = listed else {
+        return Err(format!("the cniVersion of {name} is {version:?}, which is none of {}", VERSIONS.join(", ")));
+    };
+    network.insert("cniVersion".to_owned(), listed.into());
+    Ok(())
 }
 
 /// A single plugin's configuration, as lists have them.
@@ -115,6 +134,22 @@ mod tests {
         assert_eq!((&network["name"], &network["plugins"]), (&json!("n"), &expected));
     }
 
+    /// Of those that a file allows a runtime takes the highest, which must be one that the plugin takes.
+    #[test]
+    fn versions_that_the_plugin_does_not_know_are_not_offered() {
+        let chain = |versions: &str| {
+            let network = chain(&format!(r#"{{{versions}, "name": "n", "plugins": [{{"type": "a"}}]}}"#));
+            let network = network.expect("a list").expect("without ours");
+            (network["cniVersion"].clone(), network["cniVersions"].clone())
+        };
+        let list = r#""cniVersions": ["1.0.0", "1.1.0", "1.2.0"]"#;
+        let known = json!(["1.0.0", "1.1.0"]);
+        assert_eq!(chain(list), (json!("1.1.0"), known.clone()));
+        assert_eq!(chain(&format!(r#""cniVersion": "1.2.0", {list}"#)), (json!("1.1.0"), known.clone()));
+        assert_eq!(chain(&format!(r#""cniVersion": "0.4.0", {list}"#)), (json!("0.4.0"), known));
+        assert_eq!(chain(r#""cniVersion": "0.4.0""#), (json!("0.4.0"), Value::Null));
+    }
+
     #[test]
     fn what_cannot_be_chained_is_named() {
         for (source, said) in [
@@ -122,6 +157,8 @@ mod tests {
             ("[]", "is no network's configuration"),
             (r#"{"cniVersion": "1.0.0", "name": "n"}"#, "names no plugin"),
             (r#"{"cniVersion": "0.2.0", "name": "n", "plugins": [{"type": "a"}]}"#, "which is none of 0.3.1"),
+            (r#"{"cniVersions": ["9.0.0"], "name": "n", "plugins": [{"type": "a"}]}"#, "which is none of 0.3.1"),
+            (r#"{"cniVersions": "1.0.0", "name": "n", "plugins": [{"type": "a"}]}"#, "is no list"),
             (r#"{"cniVersion": "1.0.0", "plugins": [{"type": "a"}]}"#, "gives its network no name"),
             (r#"{"cniVersion": "1.0.0", "name": "n", "plugins": []}"#, "is empty"),
             (r#"{"cniVersion": "1.0.0", "name": "n", "plugins": {}}"#, "is no list"),

@@ -1,7 +1,7 @@
 //! `palisade cni install` and `uninstall`: the plugin's binary and our file of configuration, put there and taken away in one step each.
 
 use std::fs::{self, File, Permissions};
-use std::io::{ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -55,9 +55,7 @@ pub fn install(places: &Places, plugin: &Path) -> anyhow::Result<Installed> {
     fs::create_dir_all(&places.bin_dir).with_context(|| format!("making {}", places.bin_dir.display()))?;
     replace(&places.binary(), &binary, 0o755)?;
     let Some(source) = others(&places.conf_dir)?.into_iter().next() else {
-        if is_ours(places)? {
-            fs::remove_file(places.file()).with_context(|| format!("removing {}", places.file().display()))?;
-        }
+        remove_ours(places)?;
         bail!(
             "no network's configuration is in {} yet: the network plugin has not put any there",
             places.conf_dir.display()
@@ -76,7 +74,13 @@ pub fn install(places: &Places, plugin: &Path) -> anyhow::Result<Installed> {
             replace(&places.file(), &chained, 0o644)?;
             Ok(Installed::From(source))
         }
-        None => Ok(Installed::ByHand(source)),
+        None => {
+            // Ours would be of the chain as it was.
+            if conflist::socket_in(&text).is_some_and(|socket| Path::new(&socket) == places.socket) {
+                remove_ours(places)?;
+            }
+            Ok(Installed::ByHand(source))
+        }
     }
 }
 
@@ -86,11 +90,8 @@ pub fn install(places: &Places, plugin: &Path) -> anyhow::Result<Installed> {
 ///
 /// When somebody has put the plugin into a chain by hand, or something cannot be removed.
 pub fn uninstall(places: &Places) -> anyhow::Result<bool> {
-    let file = places.file();
-    let mut found = is_ours(places)?;
-    if found {
-        fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
-    }
+    let mut found = remove_ours(places)?;
+    remove(&part(&places.file()))?;
     for name in others(&places.conf_dir)?.iter().map(String::as_str).chain([FILE]) {
         let path = places.conf_dir.join(name);
         let Some(socket) = fs::read(&path).ok().and_then(|text| conflist::socket_in(&text)) else { continue };
@@ -100,11 +101,8 @@ pub fn uninstall(places: &Places) -> anyhow::Result<bool> {
         // Another agent needs the binary.
         return Ok(found);
     }
-    match fs::remove_file(places.binary()) {
-        Ok(()) => found = true,
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("removing {}", places.binary().display())),
-    }
+    remove(&part(&places.binary()))?;
+    found |= remove(&places.binary())?;
     Ok(found)
 }
 
@@ -131,8 +129,13 @@ fn others(conf_dir: &Path) -> anyhow::Result<Vec<String>> {
     };
     let mut names = Vec::new();
     for entry in entries {
-        let name = entry.with_context(|| format!("reading {}", conf_dir.display()))?.file_name();
-        names.extend(name.into_string().ok().filter(|name| conflist::is_configuration(name) && name != FILE));
+        let entry = entry.with_context(|| format!("reading {}", conf_dir.display()))?;
+        // Runtimes pass over folders, whatever their name.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let name = entry.file_name().into_string();
+        names.extend(name.ok().filter(|name| conflist::is_configuration(name) && name != FILE));
     }
     names.sort_unstable();
     Ok(names)
@@ -147,7 +150,33 @@ fn is_ours(places: &Places) -> anyhow::Result<bool> {
     }
 }
 
-/// Whoever reads sees the old contents or the new ones, also after a crash of the node. Runtimes pass over the name in between.
+/// Removes our file, if it is this agent's. Whether it was there.
+fn remove_ours(places: &Places) -> anyhow::Result<bool> {
+    Ok(is_ours(places)? && remove(&places.file())?)
+}
+
+/// Whether it was there.
+fn remove(path: &Path) -> anyhow::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+    }
+}
+
+/// Where a file's new contents are until they are whole: a name that runtimes pass over. It stays where the agent is killed meanwhile, and
+/// the next one writes it anew.
+fn part(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.part"))
+}
+
+/// Nothing follows from what becomes of it: it is only ever written from here.
+pub(super) fn is_part(path: &Path) -> bool {
+    [FILE, PLUGIN].iter().any(|name| path.file_name() == part(Path::new(name)).file_name())
+}
+
+/// Whoever reads sees the old contents or the new ones, also after a crash of the node.
 fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
     let same = || fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o777 == mode);
     if same() && fs::read(path).is_ok_and(|old| old == contents) {
@@ -155,14 +184,20 @@ fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
     }
     let context = || format!("writing {}", path.display());
     let folder = path.parent().with_context(context)?;
-    let name = path.file_name().with_context(context)?.to_string_lossy();
-    let part = folder.join(format!(".{name}.part"));
-    let mut file = File::create(&part).with_context(context)?;
-    file.write_all(contents).with_context(context)?;
-    file.set_permissions(Permissions::from_mode(mode)).with_context(context)?;
-    file.sync_all().with_context(context)?;
-    fs::rename(&part, path).with_context(context)?;
-    File::open(folder).and_then(|folder| folder.sync_all()).with_context(context)
+    let part = part(path);
+    let written = write_through(&part, contents, mode).and_then(|()| fs::rename(&part, path));
+    if written.is_err() {
+        // It may be what fills the disk.
+        let _ = fs::remove_file(&part);
+    }
+    written.and_then(|()| File::open(folder)?.sync_all()).with_context(context)
+}
+
+fn write_through(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(contents)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -251,11 +286,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_half_written_concerns_nobody() {
+        let scene = Scene::new();
+        let [file, binary] = [scene.places.file(), scene.places.binary()];
+        assert!(is_part(&part(&file)) && is_part(&part(&binary)));
+        assert!(!is_part(&file) && !is_part(&binary) && !is_part(Path::new("/etc/cni/net.d/10-flannel.conflist")));
+    }
+
+    /// As where an agent was killed while it wrote.
+    #[test]
+    fn what_was_half_written_goes_with_it() {
+        let scene = Scene::new();
+        let before = scene.files();
+        for file in [scene.places.file(), scene.places.binary()] {
+            fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+            fs::write(part(&file), "half").expect("a file");
+        }
+        assert!(!uninstall(&scene.places).expect("nothing is installed"));
+        assert_eq!(scene.files(), before);
+    }
+
+    #[test]
+    fn folders_are_no_configurations() {
+        let scene = Scene::new();
+        fs::create_dir(scene.places.conf_dir.join("05-old.conf")).expect("a folder");
+        scene.put("10-flannel.conflist", FLANNEL);
+        assert_eq!(scene.install(), Ok(Installed::From("10-flannel.conflist".into())));
+    }
+
+    #[test]
     fn by_hand() {
         let scene = Scene::new();
+        scene.put("10-flannel.conflist", FLANNEL);
+        assert!(scene.install().is_ok());
         let chain = conflist::chained(FLANNEL.as_bytes(), "x", &scene.places.socket).expect("a list").expect("chained");
         scene.put("10-flannel.conflist", &String::from_utf8(chain).expect("text"));
         assert_eq!(scene.install(), Ok(Installed::ByHand("10-flannel.conflist".into())));
+        assert!(!scene.places.file().exists(), "it would not follow the other");
         assert!(uninstall(&scene.places).expect_err("no pod would start").to_string().contains("by somebody's hand"));
         assert!(scene.places.binary().exists());
     }

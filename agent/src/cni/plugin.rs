@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::PLUGIN;
@@ -37,8 +37,9 @@ struct Network {
     /// The agent's.
     socket: PathBuf,
     prev_result: Option<Value>,
-    #[serde(rename = "cni.dev/valid-attachments")]
-    valid: Vec<Valid>,
+    /// Of GC. libcni writes null where there are none.
+    #[serde(rename = "cni.dev/valid-attachments", deserialize_with = "null_is_none")]
+    valid: Option<Vec<Valid>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -48,6 +49,11 @@ struct Valid {
     container: String,
     #[serde(rename = "ifname")]
     interface: String,
+}
+
+/// A list that is there, though it may be null.
+fn null_is_none<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<Valid>>, D::Error> {
+    Ok(Some(Option::deserialize(value)?.unwrap_or_default()))
 }
 
 /// What goes to stdout; `false`: it is an error.
@@ -115,8 +121,11 @@ fn carry_out(
             Ok(None)
         }
         "GC" => {
+            let Some(valid) = &network.valid else {
+                return Err(refuse(code::INVALID_NETWORK, "GC needs cni.dev/valid-attachments"));
+            };
             let of = |valid: &Valid| key(&network.name, &valid.container, &valid.interface);
-            let keys: BTreeSet<String> = network.valid.iter().map(of).collect();
+            let keys: BTreeSet<String> = valid.iter().map(of).collect();
             let _ = ask(&socket, &Request::Gc { network: network.name, keys });
             Ok(None)
         }

@@ -84,14 +84,17 @@ impl Attachment {
             let message = format!("the plugins before {} made pod {pod} no interface on the node", super::PLUGIN);
             return Err(refuse(code::INVALID_NETWORK, format!("{message}: only veths can be enforced")));
         }
-        Ok((Told { pod, uid, hosts }, result))
+        let macs = result.sandboxes.iter().filter_map(|sandbox| sandbox.mac).collect();
+        Ok((Told { pod, uid, hosts, macs }, result))
     }
 }
 
-/// Whom an attachment is for, and the interfaces on the node that it may have: the veth's, and often the bridge.
+/// Whom an attachment is for, the interfaces on the node that it may have (the veth's, and often the bridge), and the MAC addresses of the
+/// other ends, where they are told: names are given anew by some network plugins before it is known that their last bearer has gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     pub pod: ObjectName,
     pub uid: Option<Arc<str>>,
     pub hosts: BTreeSet<Arc<str>>,
+    pub macs: BTreeSet<[u8; 6]>,
 }

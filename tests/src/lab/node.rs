@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::cni::{Call, Runner};
@@ -212,8 +212,7 @@ impl Node {
         self.one_call(self.call("STATUS", &self.conf_dir(), "eth0", any))
     }
 
-    pub fn collect_garbage(&self, staying: &[Pod]) -> Result<()> {
-        let any = staying.first().context("libcni is asked in the name of a pod")?;
+    pub fn collect_garbage(&self, any: &Pod, staying: &[Pod]) -> Result<()> {
         let mut call = self.call("GC", &self.conf_dir(), "eth0", any);
         call.valid = staying.iter().map(|pod| pod.container_id.clone()).collect();
         self.one_call(call)

@@ -51,9 +51,11 @@ fn add_passes_the_result_on_once_the_agent_says_so() {
 
 #[test]
 fn without_an_agent_nothing_is_added_and_everything_deleted() {
+    let valid = r#","cni.dev/valid-attachments":[]"#;
     let play = |command: &str| {
         let gone = |_: &Path, _: &Request| Err(io::Error::from(io::ErrorKind::ConnectionRefused));
-        let (output, success) = run(&environment(command), network(RESULT).as_bytes(), gone);
+        let stdin = network(if command == "GC" { valid } else { RESULT });
+        let (output, success) = run(&environment(command), stdin.as_bytes(), gone);
         (serde_json::from_str::<Value>(&output).map_or(json!(0), |output| output["code"].clone()), success)
     };
     assert_eq!(play("ADD"), (json!(11), false));
@@ -117,8 +119,18 @@ fn attachments_that_are_no_pods() {
 
 #[test]
 fn garbage_collection_names_what_stays() {
-    let valid = r#","cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}]"#;
-    let (_, success, asked) = call(&environment("GC"), &network(valid), Ok(()));
-    assert!(success);
-    assert_eq!(asked, [Request::Gc { network: "cbr0".into(), keys: BTreeSet::from(["cbr0-c1-eth0".into()]) }]);
+    for (valid, keys) in [
+        (r#"[{"containerID":"c1","ifname":"eth0"}]"#, BTreeSet::from(["cbr0-c1-eth0".into()])),
+        ("[]", BTreeSet::new()),
+        // As libcni writes a list without elements that was never made.
+        ("null", BTreeSet::new()),
+    ] {
+        let stdin = network(&format!(r#","cni.dev/valid-attachments":{valid}"#));
+        let (output, success, asked) = call(&environment("GC"), &stdin, Ok(()));
+        assert!(success, "{valid}: {output}");
+        assert_eq!(asked, [Request::Gc { network: "cbr0".into(), keys }]);
+    }
+    // What is not said is not known to be gone.
+    let (output, success, asked) = call(&environment("GC"), &network(""), Ok(()));
+    assert!(!success && asked.is_empty() && output["code"] == 7, "{output}");
 }
