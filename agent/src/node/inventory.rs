@@ -41,6 +41,8 @@ pub struct Link {
 pub enum LinkKind {
     Veth,
     Bridge,
+    /// Gives back what is redirected to it (CNI's bandwidth plugin does so) where it was taken from.
+    Ifb,
     Other,
 }
 
@@ -111,11 +113,15 @@ pub struct Inventory {
 #[derive(Debug)]
 struct Interface {
     link: Link,
+    /// The name that it had when it was first seen, by which its result knows it whatever it is called since.
+    born: Arc<str>,
     /// `None`: not asked yet.
     side: Option<PodSide>,
     older: bool,
     /// It was found to be a pod's.
     claimed: bool,
+    /// A result has said whose.
+    named: bool,
 }
 
 impl Inventory {
@@ -172,18 +178,15 @@ impl Inventory {
         let mut changes: Vec<_> =
             std::mem::take(&mut self.gone).into_iter().map(|ifindex| VethChange { ifindex, veth: None }).collect();
         let bridges = self.bridge_indices();
-        let claims: Vec<u32> = self
-            .interfaces
-            .iter()
-            .filter(|(_, interface)| !interface.claimed && self.is_pods(interface, &bridges))
-            .map(|(&index, _)| index)
-            .collect();
-        for index in claims {
-            self.interfaces.get_mut(&index).expect("the index was just read from it").claimed = true;
-        }
         let is_named =
             |interface: &Interface| self.result_of(interface).is_some_and(|(result, _)| result.pod.is_some());
-        let named = self.interfaces.values().any(is_named);
+        let found: Vec<[bool; 2]> =
+            self.interfaces.values().map(|it| [it.claimed || self.is_pods(it, &bridges), is_named(it)]).collect();
+        let named = found.iter().any(|[_, named]| *named);
+        for (interface, [claimed, named]) in self.interfaces.values_mut().zip(found) {
+            interface.claimed = claimed;
+            interface.named |= named;
+        }
         for (&ifindex, interface) in self.interfaces.iter().filter(|(_, interface)| interface.claimed) {
             let veth = self.veth(interface, named);
             if self.reported.get(&ifindex) != Some(&veth) {
@@ -215,7 +218,9 @@ impl Inventory {
                 interface.link = link;
             }
             None => {
-                self.interfaces.insert(index, Interface { link, side: None, older, claimed: false });
+                let born = link.name.clone();
+                self.interfaces
+                    .insert(index, Interface { link, born, side: None, older, claimed: false, named: false });
             }
         }
     }
@@ -333,7 +338,7 @@ impl Inventory {
     }
 
     fn is_pods(&self, interface: &Interface, bridges: &BTreeSet<u32>) -> bool {
-        let Interface { link, side, older: _, claimed: _ } = interface;
+        let Interface { link, side, .. } = interface;
         let has_pod_address = || {
             side.iter()
                 .flat_map(|side| &side.addresses)
@@ -347,7 +352,7 @@ impl Inventory {
 
     /// `named`: CNI results name pods' interfaces on this node.
     fn veth(&self, interface: &Interface, named: bool) -> Veth {
-        let Interface { link, side, older, claimed: _ } = interface;
+        let Interface { link, side, older, .. } = interface;
         let result = self.result_of(interface);
         let sandbox = result.and_then(|(_, sandbox)| sandbox);
         let seen = side.as_ref().map(|side| side.addresses.as_slice()).unwrap_or_default();
@@ -369,40 +374,45 @@ impl Inventory {
             addresses,
             pod: result.and_then(|(result, _)| result.pod.clone()),
             older: *older,
-            awaits_result: named && !*older && result.is_none(),
+            awaits_result: named && !*older && !interface.named && result.is_none(),
         }
     }
 
     /// The latest result that is of this veth, and which of its interfaces is the other end.
     fn result_of(&self, interface: &Interface) -> Option<(&CniResult, Option<&SandboxInterface>)> {
         // Names are reused, so nothing is believed before the other end was looked at.
-        let side = interface.side.as_ref()?;
-        let files = self.named.get(&interface.link.name)?;
-        files
-            .iter()
-            .filter_map(|file| {
+        let Interface { link, born, side: Some(side), .. } = interface else { return None };
+        let by_name = |name: &Arc<str>| {
+            let files = self.named.get(name)?.iter().filter_map(|file| {
                 let (written, result) = self.results.get(file)?;
-                Some((written, file, result, sandbox_of(result, &interface.link, side)?))
-            })
-            .max_by_key(|&(written, file, ..)| (written, file))
-            .map(|(_, _, result, sandbox)| (result, sandbox))
+                Some((written, file, result, sandbox_of(result, name, link.mac, side)?))
+            });
+            let (_, _, result, sandbox) = files.max_by_key(|&(written, file, ..)| (written, file))?;
+            Some((result, sandbox))
+        };
+        by_name(&link.name).or_else(|| by_name(born))
     }
 }
 
-/// Which interface of the result is the other end of this veth; `None`: the result is another's, who had the name before.
-fn sandbox_of<'a>(result: &'a CniResult, link: &Link, side: &PodSide) -> Option<Option<&'a SandboxInterface>> {
+/// Which interface of the result is the other end of the veth that it calls so; `None`: the result is another's, who had the name before.
+fn sandbox_of<'a>(
+    result: &'a CniResult,
+    name: &str,
+    own_mac: Option<[u8; 6]>,
+    side: &PodSide,
+) -> Option<Option<&'a SandboxInterface>> {
     let only = match result.sandboxes.as_slice() {
         [only] => Some(only),
         [] | [_, _, ..] => None,
     };
     let tells = result.sandboxes.iter().any(|sandbox| sandbox.mac.is_some());
-    let host = result.hosts.iter().find(|host| host.name == link.name)?;
-    let known = host.mac.is_some() && link.mac.is_some();
+    let host = result.hosts.iter().find(|host| &*host.name == name)?;
+    let known = host.mac.is_some() && own_mac.is_some();
     let same = side.mac.and_then(|mac| result.sandboxes.iter().find(|sandbox| sandbox.mac == Some(mac)));
     match same {
         Some(sandbox) => Some(Some(sandbox)),
         // A privileged pod may have given itself another MAC address; the one of the node's end it cannot change.
-        None if known && host.mac == link.mac => Some(only),
+        None if known && host.mac == own_mac => Some(only),
         None if known || (tells && side.mac.is_some()) => None,
         None => Some(only),
     }

@@ -231,6 +231,7 @@ fn link_kind(info: &[u8]) -> Result<LinkKind, DecodeError> {
             return Ok(match &*text(attribute.value()) {
                 "veth" => LinkKind::Veth,
                 "bridge" => LinkKind::Bridge,
+                "ifb" => LinkKind::Ifb,
                 _ => LinkKind::Other,
             });
         }

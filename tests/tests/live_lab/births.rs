@@ -169,6 +169,16 @@ fn an_interface_that_is_renamed_keeps_its_programs() {
         scene.expect_tcp(a, c, 81, true, "renamed");
         scene.node.netns.ip(&back).expect("they can be renamed");
         scene.expect_tcp(a, b, 80, true, "and back");
+        // One that is younger than the agent, whose result knows it by the name that it had.
+        let mut young = scene.node.start_pod(&scene.lab, PodSpec::new("web", "young", &[("app", "b")])).expect("a pod");
+        scene.put(&objects::pod(&young, &scene.node));
+        let _server = Server::start(scene.lab.guard(), &young.netns, "young", &[80], &[]).expect("a server");
+        assert!(eventually(PATIENCE, || scene.endpoint(&young)["pod"] == "young"), "{}", scene.endpoints());
+        scene.node.netns.ip(&[format!("link set {} name young", young.host_interface)]).expect("it can be renamed");
+        young.host_interface = "young".to_owned();
+        assert!(eventually(PATIENCE, || scene.endpoint(&young)["state"].is_string()), "{}", scene.endpoints());
+        assert_eq!(scene.endpoint(&young)["state"], "enforced", "{attach}: {}", scene.endpoint(&young));
+        scene.expect_tcp(a, &young, 80, true, "a young one");
         forbidden.into_iter().for_each(|attempts| expect_none(attempts, attach));
     }
 }

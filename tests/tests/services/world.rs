@@ -30,6 +30,8 @@ pub struct Place {
     pub ports: BTreeMap<String, u16>,
     /// Whose node it is, or is on.
     pub node: Option<String>,
+    /// Of a pod: the node's side of its veth.
+    pub interface: String,
     _server: Server,
 }
 
@@ -108,6 +110,7 @@ impl World {
                 addresses: [pod.ipv4(), pod.ipv6()],
                 ports: pod.ports.iter().map(|(name, _, port)| (name.clone(), *port)).collect(),
                 node: Some(pod.node.clone()),
+                interface: pod.host_interface.clone(),
                 _server: server.expect("a server"),
             };
             self.places.insert(name, place);
@@ -136,6 +139,7 @@ impl World {
                 addresses: node.addresses,
                 ports: BTreeMap::new(),
                 node: Some(node.name.clone()),
+                interface: String::new(),
                 _server: server,
             };
             self.places.insert(node.name.clone(), place);
@@ -143,8 +147,15 @@ impl World {
         let far = Netns::create(guard, &format!("{}-far", self.lab.prefix)).expect("a namespace");
         let server = Server::start(guard, &far, "far", &[TARGET_PORT], &[TARGET_PORT]).expect("a server");
         let addresses = FAR.map(|text| text.parse().expect("an address"));
-        self.places
-            .insert("far".into(), Place { netns: far, addresses, ports: BTreeMap::new(), node: None, _server: server });
+        let place = |netns, addresses, server| Place {
+            netns,
+            addresses,
+            ports: BTreeMap::new(),
+            node: None,
+            interface: String::new(),
+            _server: server,
+        };
+        self.places.insert("far".into(), place(far, addresses, server));
         let (netns, addresses) = self.lab.outside("out", 200).expect("a machine outside");
         let [v4, v6] = self.nodes[0].addresses;
         let routes = self.catalogue.values().flat_map(Entry::virtual_addresses);
@@ -153,8 +164,7 @@ impl World {
         netns.ip(&routes).expect("routes");
         let server = Server::start(guard, &netns, "out", &[TARGET_PORT, SERVICE_PORT], &[TARGET_PORT, SERVICE_PORT])
             .expect("a server");
-        self.places
-            .insert("out".into(), Place { netns, addresses, ports: BTreeMap::new(), node: None, _server: server });
+        self.places.insert("out".into(), place(netns, addresses, server));
     }
 
     /// The only way to `far`, by a device without a link header.

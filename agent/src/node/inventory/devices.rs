@@ -10,14 +10,16 @@ use crate::facts::Device;
 const IPVS_DEVICE: &str = "kube-ipvs0";
 
 impl Inventory {
-    /// Every device of the node but loopback, what is the pods', and ports of other bridges, whose packets the bridge has seen.
+    /// Every device of the node but loopback, what is the pods', ports of other bridges, whose packets the bridge has seen, and those that
+    /// give back what they are given: a pod's packets pass there before Services are translated.
     pub fn devices(&self) -> Vec<Device> {
         let bridges = self.bridge_indices();
         let is_bridge = |index: &u32| self.interfaces.get(index).is_some_and(|it| it.link.kind == LinkKind::Bridge);
         let leaves = |interface: &&Interface| {
             let link = &interface.link;
             let is_port = link.kind == LinkKind::Veth && link.master.as_ref().is_some_and(is_bridge);
-            !link.is_loopback && !interface.claimed && !bridges.contains(&link.index) && !is_port
+            let gives_back = link.is_loopback || link.kind == LinkKind::Ifb;
+            !gives_back && !interface.claimed && !bridges.contains(&link.index) && !is_port
         };
         let device = |Interface { link, .. }: &Interface| Device {
             ifindex: link.index,

@@ -305,6 +305,24 @@ fn moves_and_losses() {
     check(&mut inventory, [Event::LinkGone(4), answer(port(4, "v", 3), 1, "")], &["4 gone"]);
 }
 
+/// However it is called, and though what was told of it has gone: nobody else can have become its pod.
+#[test]
+fn who_was_named_stays_known() {
+    let mut inventory = started();
+    let own = |name| Link { mac: mac(30), ..port(5, name, 3) };
+    let ours =
+        [Event::Link(own("v")), answer(own("v"), 1, "10.0.0.5/24"), result("a", 1, "web", "v", 1, "10.0.0.5/24")];
+    check(&mut inventory, ours, &["5 v mac 1 10.0.0.5/24 default/web uid-web"]);
+    check(&mut inventory, [Event::Link(own("renamed"))], &["5 renamed mac 1 10.0.0.5/24 default/web uid-web"]);
+    // Another has the name by now, and its own result.
+    let others = [Event::Link(port(6, "v", 3)), answer(port(6, "v", 3), 2, "10.0.0.6/24")];
+    check(&mut inventory, others, &["6 v mac 2 10.0.0.6/24 awaits"]);
+    let theirs = result("b", 2, "other", "v", 2, "10.0.0.6/24");
+    check(&mut inventory, [theirs], &["6 v mac 2 10.0.0.6/24 default/other uid-other"]);
+    // What is left are its addresses.
+    check(&mut inventory, [Event::ResultGone("a".into())], &["5 renamed mac 1 10.0.0.5/24"]);
+}
+
 fn device_names(inventory: &Inventory) -> String {
     inventory.devices().iter().map(|device| &*device.name).collect::<Vec<_>>().join(" ")
 }
@@ -327,6 +345,7 @@ fn devices_by_which_packets_leave() {
         // A port of a bond, not of a bridge.
         (Event::Link(port(7, "veth-d", 2)), "eth0 docker0 veth-d"),
         (Event::Link(Link { master: Some(5), ..link(8, "eth1", LinkKind::Other) }), "eth0 docker0 veth-d eth1"),
+        (Event::Link(link(9, "bwp9", LinkKind::Ifb)), "eth0 docker0 veth-d eth1"),
         (Event::LinkGone(2), "docker0 veth-d eth1"),
     ] {
         inventory.apply(event);
