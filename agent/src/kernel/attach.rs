@@ -13,7 +13,7 @@ use aya::util::KernelVersion;
 use super::filters::{self, Place};
 use super::pinned::Program;
 use super::pins::PinDir;
-use super::qdisc::{TC_H_EGRESS, TC_H_INGRESS};
+use super::qdisc::{self, TC_H_EGRESS, TC_H_INGRESS};
 use super::{EXIT_LINK, EXIT_RAW, FROM_POD, TO_POD, program_mut, tcx};
 
 /// How programs are attached (`--attach`).
@@ -197,9 +197,11 @@ fn attach_clsact(
     (name, place): (&str, TcAttachType),
 ) -> anyhow::Result<()> {
     let interface = name_of(ifindex)?;
-    // Fails where there is one already, of whomever.
-    if tc::qdisc_add_clsact(&interface).is_ok() {
-        pins.own_qdisc(ifindex)?;
+    // Remembered first, as nobody takes away a qdisc that nobody knows of. It fails where there is one already, of whomever.
+    let owned = pins.owns_qdisc(ifindex);
+    pins.own_qdisc(ifindex)?;
+    if tc::qdisc_add_clsact(&interface).is_err() && !owned {
+        pins.forget_qdisc(ifindex);
     }
     let id = match filters::place(&filters::list(ifindex, parent(place))?, name) {
         Place::Replace { priority, handle } => {
@@ -250,7 +252,14 @@ pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32) -> anyhow::R
     for (name, place) in PLACES {
         detach_one(&pins.link(ifindex, name), mode, ifindex, (name, place))?;
     }
-    if mode == AttachMode::Clsact {
+    if mode == AttachMode::Clsact { give_up_qdisc(pins, ifindex) } else { Ok(()) }
+}
+
+/// Takes the qdisc away that the interface has from us, once nothing is on it any longer: it may have other programs of ours.
+pub(super) fn give_up_qdisc(pins: &PinDir, ifindex: u32) -> anyhow::Result<()> {
+    let gone = pins.owns_qdisc(ifindex)
+        && qdisc::remove_if_empty(ifindex).with_context(|| format!("the clsact qdisc of interface {ifindex}"))?;
+    if gone {
         pins.forget_qdisc(ifindex);
     }
     Ok(())

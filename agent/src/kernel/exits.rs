@@ -10,7 +10,7 @@ use aya::programs::links::{CgroupAttachMode, FdLink, PinnedLink};
 use aya::programs::tc::TcAttachType;
 use aya::programs::{CgroupSkb, CgroupSkbAttachType};
 
-use super::attach::{AttachMode, attach_one, detach_one, standing_of};
+use super::attach::{AttachMode, attach_one, detach_one, give_up_qdisc, standing_of};
 use super::pins::PinDir;
 use crate::config::CGROUP_DIR;
 
@@ -54,10 +54,7 @@ pub(super) fn detach(pins: &PinDir, mode: AttachMode, ifindex: u32) -> anyhow::R
     for name in [EXIT_LINK, EXIT_RAW] {
         detach_one(&pins.exit(ifindex, name), mode, ifindex, (name, TcAttachType::Egress))?;
     }
-    if mode == AttachMode::Clsact {
-        pins.forget_qdisc(ifindex);
-    }
-    Ok(())
+    if mode == AttachMode::Clsact { give_up_qdisc(pins, ifindex) } else { Ok(()) }
 }
 
 /// Puts the program before every socket of the cgroup and those below it. What an earlier agent put there goes when this one is in place.

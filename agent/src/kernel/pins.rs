@@ -119,7 +119,11 @@ impl PinDir {
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))
     }
 
-    /// The interface has gone, and its qdisc with it.
+    pub fn owns_qdisc(&self, ifindex: u32) -> bool {
+        self.qdisc(ifindex).exists()
+    }
+
+    /// Its qdisc is there no longer.
     pub fn forget_qdisc(&self, ifindex: u32) {
         // Mostly it is not there.
         let _ = fs::remove_dir(self.qdisc(ifindex));

@@ -16,17 +16,17 @@ const REQUEST: usize = 16 + 20;
 /// Larger than any datagram of a dump.
 const DATAGRAM_MAX: usize = 64 << 10;
 
-/// Takes the qdisc away if it has no filter, of whomever. What goes with the interface itself is gone.
-pub(super) fn remove_if_empty(ifindex: u32) -> io::Result<()> {
+/// Takes the qdisc away if it has no filter, of whomever. What goes with the interface itself is gone. Returns whether it is.
+pub(super) fn remove_if_empty(ifindex: u32) -> io::Result<bool> {
     let mut requests = Requests::open()?;
     for parent in [TC_H_INGRESS, TC_H_EGRESS] {
         if !requests.filters(ifindex, parent)?.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
     }
     let removed = requests.ask(libc::RTM_DELQDISC, libc::NLM_F_ACK as u16, ifindex, (CLSACT_HANDLE, TC_H_CLSACT));
     match removed.map_err(|error| (error.raw_os_error(), error)) {
-        Err((Some(libc::ENODEV | libc::ENOENT | libc::EINVAL), _)) | Ok(_) => Ok(()),
+        Err((Some(libc::ENODEV | libc::ENOENT | libc::EINVAL), _)) | Ok(_) => Ok(true),
         Err((_, error)) => Err(error),
     }
 }

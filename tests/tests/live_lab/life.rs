@@ -6,7 +6,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use palisade::kernel::maps_folder;
 use palisade_tests::lab::agent::palisade;
 use palisade_tests::lab::probe::{Connection, DEADLINE};
-use palisade_tests::lab::{Agent, AgentOptions, Node, Pod, objects};
+use palisade_tests::lab::{Agent, AgentOptions, Node, Pod, PodSpec, objects};
 use serde_json::Value;
 
 use crate::scene::{PATIENCE, Scene, eventually};
@@ -60,16 +60,22 @@ fn uninstall_leaves_nothing() {
         scene.expect_tcp(a, b, 81, false, attach);
         assert_ne!(on_interfaces(&scene), before, "{attach}");
         assert!(scene.node.pin_dir.exists());
+        // A device like others, until it is a port of the pods' bridge.
+        let young = scene.node.start_pod(&scene.lab, PodSpec::new("web", "young", &[("app", "b")])).expect("a pod");
+        scene.put(&objects::pod(&young, &scene.node));
+        assert!(eventually(PATIENCE, || scene.endpoint(&young)["pod"] == "young"), "{}", scene.endpoints());
         let loaded = loaded(&scene.node);
         for kind in ["prog", "map", "link"] {
-            // A clsact filter is no link.
-            let some = loaded.iter().any(|(of, _)| *of == kind);
-            assert_eq!(some, (kind, attach) != ("link", "clsact"), "{attach}: {kind} in {loaded:?}");
+            // A clsact filter is none, but what is before the node's sockets is.
+            assert!(loaded.iter().any(|(of, _)| *of == kind), "{attach}: {kind} in {loaded:?}");
         }
         agent.stop().expect("it runs");
         let said = palisade(&scene.node, &["uninstall"]).expect("palisade runs");
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
         assert!(!scene.node.pin_dir.exists(), "{attach}: pins are left");
+        let (_, qdiscs) = on_interfaces(&scene);
+        assert!(!qdiscs.contains("clsact"), "{attach}: {qdiscs}");
+        scene.node.stop_pod(&young).expect("CNI DEL");
         assert_eq!(on_interfaces(&scene), before, "{attach}: what is on the interfaces");
         // The kernel frees them after a grace period.
         let left = || loaded.iter().filter(|found| is_loaded(&scene.node, **found)).collect::<Vec<_>>();
@@ -176,7 +182,7 @@ fn a_source_that_is_not_there_keeps_what_is_in_force() {
 /// Programs, maps and links of the node's agent, by its pins and by what is on the interfaces: kind and id.
 fn loaded(node: &Node) -> BTreeSet<(&'static str, u64)> {
     let mut found = BTreeSet::new();
-    for (kind, folder) in [("map", "maps"), ("link", "links")] {
+    for (kind, folder) in [("map", "maps"), ("link", "links"), ("link", "exits")] {
         let pins = std::fs::read_dir(maps_folder(&node.pin_dir).with_file_name(folder)).into_iter().flatten().flatten();
         for pin in pins.map(|entry| entry.path().display().to_string()) {
             let object = bpftool(node, &[kind, "show", "pinned", &pin]);
