@@ -223,6 +223,8 @@ pub mod endpoint_flag {
     pub const TRUSTED: u32 = 1 << 3;
     /// The pod had connections that no program saw being opened (it is older than its program, or was not isolated once).
     pub const MIDSTREAM: u32 = 1 << 4;
+    /// Written before the first complete list of the node's first agent: nothing has been enforced on this node yet.
+    pub const EARLY: u32 = 1 << 5;
 }
 
 // === Classes ===

@@ -170,7 +170,8 @@ impl Agent {
     /// A veth that nothing was compiled for yet.
     fn before_the_list(&self, veth: &Veth) -> EndpointEntry {
         let record = self.kernel.endpoints().get(&veth.ifindex);
-        let closed = record.is_none().then(|| "no complete list of objects yet".to_owned());
+        let is_closed = record.is_none_or(|record| record.flags & endpoint_flag::CLOSED != 0);
+        let closed = is_closed.then(|| "no complete list of objects yet".to_owned());
         let name = veth.pod.as_ref().map(|(name, _)| name);
         EndpointEntry {
             ifindex: veth.ifindex,

@@ -13,6 +13,7 @@ use crate::kernel::{Copied, Kernel};
 pub(super) fn compiler(limits: Limits, kernel: &Kernel) -> Compiler {
     let earlier = kernel.earlier();
     let numbers = [Some(kernel.tables()), earlier.services.as_ref()].into_iter().flatten().map(Numbers::highest);
+    let numbers = numbers.chain([Numbers { generation: earlier.generation, ..Numbers::default() }]);
     let mut compiler = numbers.fold(Compiler::new(limits), Compiler::start_above);
     let records = earlier.endpoints.values();
     if kernel.has_predecessors() {
@@ -43,9 +44,11 @@ pub(super) enum Taken {
 }
 
 impl Agent {
-    /// The interface is judged by another version's tables, or by ours as they were in its time, and stays so until the first complete list.
+    /// The interface is judged by another version's tables, by ours as they were in its time, or by maps that were lost, and stays so until the
+    /// first complete list.
     pub(super) fn is_anothers(&self, veth: &Veth) -> bool {
-        !self.synced && self.kernel.has_predecessors() && self.kernel.is_judged(veth.ifindex)
+        let others = self.kernel.has_predecessors() || self.kernel.is_remade();
+        !self.synced && others && self.kernel.is_judged(veth.ifindex)
     }
 
     /// Before programs are replaced, which then know all flows but those of this moment.

@@ -312,7 +312,7 @@ impl Agent {
     /// compile from.
     pub fn settle(&mut self) {
         if !self.index.complete() || !self.node_known || self.kept.is_held() {
-            return;
+            return self.close_early();
         }
         let first = !self.synced;
         let started = Clock::now();

@@ -1,10 +1,14 @@
 //! Programs on pods' interfaces: put there, looked after, taken off.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use palisade_common::layout::{EndpointRecord, endpoint_flag};
 
 use super::Agent;
 use crate::facts::VethChange;
 use crate::kernel::Standing;
+use crate::tables::Delta;
 
 impl Agent {
     /// A veth that is new is closed here and now, before anything is known of it. One that was there before the first agent of this
@@ -12,7 +16,8 @@ impl Agent {
     pub(super) fn take_veth(&mut self, change: VethChange) {
         if let Some(veth) = &change.veth {
             self.attachments.renamed(veth.ifindex, &veth.name);
-            if (self.succeeded || !veth.older) && !self.is_anothers(veth) {
+            let enforced = self.succeeded || self.kernel.is_remade();
+            if (enforced || !veth.older) && !self.is_anothers(veth) {
                 self.attach(veth.ifindex, veth.name.clone());
             }
         } else if let Some(name) = self.attachments.forget(change.ifindex)
@@ -27,6 +32,32 @@ impl Agent {
         if !self.attachments.has(ifindex) {
             let result = self.kernel.attach(ifindex, &name);
             self.attachments.tried(ifindex, name, result);
+        }
+    }
+
+    /// Until everything was listed once nobody knows which pod is behind a new interface. It is closed, but to its node: for that the programs
+    /// have to know its addresses.
+    pub(super) fn close_early(&mut self) {
+        if self.synced || !self.node_known || self.kernel.has_predecessors() {
+            return;
+        }
+        let is_early = |record: &EndpointRecord| record.flags & endpoint_flag::EARLY != 0;
+        let written = self.kernel.endpoints();
+        let mut used: BTreeSet<u32> = written.values().map(|record| record.number).collect();
+        let mut delta = Delta::default();
+        let gone = written.iter().filter(|(ifindex, record)| is_early(record) && !self.attachments.has(**ifindex));
+        delta.endpoints.extend(gone.map(|(ifindex, _)| (*ifindex, None)));
+        for veth in self.index.veths().filter(|veth| veth.pod_mac.is_some() && self.attachments.has(veth.ifindex)) {
+            let before = written.get(&veth.ifindex);
+            if before.is_none_or(is_early) {
+                let number = (0..).find(|number| !used.contains(number)).unwrap_or_default();
+                let record = self.compiler.early(&self.index, veth, before, number);
+                used.insert(record.number);
+                delta.endpoints.insert(veth.ifindex, Some(record));
+            }
+        }
+        if let Err(error) = self.kernel.apply(&delta) {
+            tracing::warn!(error = format!("{error:#}"), "new pods are closed to their node as well");
         }
     }
 

@@ -228,6 +228,11 @@ impl Endpoints {
 // === impl Endpoint ===
 
 impl Endpoint {
+    /// Of which nothing is known yet.
+    pub(super) fn early(number: u32, generation: u32) -> Self {
+        Self { number: Some(number), generation, closed: Some(Closed::Incomplete), ..Self::default() }
+    }
+
     /// A generation is for one pod: what was remembered of flows is not the next pod's.
     fn begin_life(&mut self, uid: &Arc<str>, older: bool, adopted: Option<&Adopted>, generation: &mut u32) {
         if self.uid.as_ref() == Some(uid) {

@@ -29,9 +29,9 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use palisade_common::layout::{EndpointRecord, TableRef};
+use palisade_common::layout::{EndpointRecord, TableRef, endpoint_flag};
 
-use crate::facts::{Fault, Peer, PodFacts};
+use crate::facts::{Fault, Peer, PodFacts, Veth};
 use crate::index::{Dirty, Identity, Index};
 use crate::tables::{Delta, Tables};
 use blocks::Blocks;
@@ -168,6 +168,25 @@ impl Compiler {
             self.write_endpoint(index, ifindex);
         }
         Compiled { delta: self.desired.take_delta(), faults: self.faults(index) }
+    }
+
+    /// The record of an interface until everything was listed once: nothing passes there but between the pod, whoever it is, and its node.
+    /// `before`: the one that it has. `number`: its own if it has none.
+    pub fn early(
+        &mut self,
+        index: &Index,
+        veth: &Veth,
+        before: Option<&EndpointRecord>,
+        number: u32,
+    ) -> EndpointRecord {
+        let (number, generation) = match before {
+            Some(before) => (before.number, before.generation),
+            None => (number, numbers::next(&mut self.numbers.generation)),
+        };
+        let endpoint = Endpoint::early(number, generation);
+        let mut record = record::record(veth, &endpoint, &Own::of(index, veth, None), false);
+        record.flags |= endpoint_flag::EARLY;
+        record
     }
 
     /// The last update's change could not be written: what was in force is so still, and what that uses must not be given to others.

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use anyhow::Context as _;
 use palisade_common::flow::is_over;
+use palisade_common::layout::FlowValue;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Kernel;
@@ -50,6 +51,12 @@ pub(super) fn now() -> u64 {
 /// [`Config::pressure_until`](palisade_common::layout::Config::pressure_until) where flows were lost just now.
 pub(super) fn lasting_pressure() -> u64 {
     now() + PRESSURE_NS
+}
+
+/// The highest generation that a flow was judged for.
+pub(super) fn generation(value: &FlowValue) -> u32 {
+    let judged = value.judged.iter().flatten().map(|judgement| judgement.generation);
+    judged.fold(value.client_generation, u32::max)
 }
 
 impl FlowWatch {

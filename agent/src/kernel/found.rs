@@ -26,6 +26,8 @@ pub(super) struct FoundMaps {
     pub(super) held: BTreeMap<&'static str, u32>,
     /// What the programs remembered is gone, so that what they meet may be older than they know.
     pub(super) forgetful: bool,
+    /// All of them, as a part was missing that the rest could not do without.
+    pub(super) remade: bool,
 }
 
 /// Looks at every pin; where a part is missing that the rest cannot do without, takes away the rest.
@@ -47,12 +49,13 @@ pub(super) fn maps(pins: &PinDir, sizes: Sizes) -> anyhow::Result<FoundMaps> {
             None => missing.push(name),
         }
     }
-    let mut forgetful = false;
+    let (mut forgetful, mut remade) = (false, false);
     if !shapes.is_empty() && !missing.is_empty() {
         forgetful = missing.iter().any(|name| !INDEPENDENT.contains(name));
         let whole = missing.iter().all(|name| INDEPENDENT.contains(name) || MEMORY.contains(name));
         tell(&missing, whole);
         if !whole {
+            remade = true;
             for name in std::mem::take(&mut shapes).into_keys() {
                 let pin = pins.map(name);
                 fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;
@@ -62,7 +65,7 @@ pub(super) fn maps(pins: &PinDir, sizes: Sizes) -> anyhow::Result<FoundMaps> {
     let held = |(name, wanted): (&'static str, Option<u32>)| {
         Some((name, shapes.get(name).map_or(wanted?, |shape| shape.entries_max))).filter(|_| wanted.is_some())
     };
-    Ok(FoundMaps { held: pinned(sizes).into_iter().filter_map(held).collect(), forgetful })
+    Ok(FoundMaps { held: pinned(sizes).into_iter().filter_map(held).collect(), forgetful, remade })
 }
 
 /// What is pinned as this map, if anything is.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use palisade_common::layout::EndpointRecord;
+use palisade_common::layout::{EndpointRecord, endpoint_flag};
 
 use super::exits::program_of;
 use super::flows::{MOMENT_NS, now};
@@ -19,20 +19,23 @@ pub struct Earlier {
     pub endpoints: BTreeMap<u32, EndpointRecord>,
     /// SERVICES and BACKENDS alone, of the last agent of another version.
     pub services: Option<Tables>,
+    /// No generation up to this one is given again: something may be remembered for it.
+    pub generation: u32,
     /// There was one of which nothing more is known.
     pub unknown: bool,
 }
 
 impl Earlier {
-    /// `epoch`: that of our own tables, as they were found.
+    /// `epoch` and `generation`: those of our own tables, as they were found.
     pub(super) fn new(
-        epoch: u32,
+        (epoch, generation): (u32, u32),
         own: &BTreeMap<u32, EndpointRecord>,
         inherited: Vec<Inherited>,
         unknown: bool,
     ) -> Self {
+        let generation = inherited.iter().map(|other| other.generation).fold(generation, u32::max);
         let (before, after): (Vec<_>, Vec<_>) = inherited.into_iter().partition(|other| other.epoch <= epoch);
-        let mut earlier = Self { unknown, ..Self::default() };
+        let mut earlier = Self { unknown, generation, ..Self::default() };
         before.iter().for_each(|other| earlier.endpoints.extend(&other.endpoints));
         earlier.endpoints.extend(own);
         after.iter().for_each(|other| earlier.endpoints.extend(&other.endpoints));
@@ -42,7 +45,8 @@ impl Earlier {
 
     /// No agent has enforced anything on this node yet.
     pub fn is_none(&self) -> bool {
-        self.endpoints.is_empty() && !self.unknown
+        let is_early = |record: &EndpointRecord| record.flags & endpoint_flag::EARLY != 0;
+        self.endpoints.values().all(is_early) && !self.unknown
     }
 }
 
@@ -63,6 +67,11 @@ impl Kernel {
     /// Agents of other versions have left programs or tables that were not taken over yet.
     pub fn has_predecessors(&self) -> bool {
         !self.predecessors.is_empty()
+    }
+
+    /// An agent has enforced here whose maps were lost: what its programs know nobody else does.
+    pub fn is_remade(&self) -> bool {
+        self.remade
     }
 
     /// What earlier agents of any version knew.

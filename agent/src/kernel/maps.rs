@@ -241,6 +241,13 @@ impl Maps {
         Ok(self.all_flows.for_each(|key, value| see(&key.0, &value.0))?)
     }
 
+    /// The highest generation that anything is remembered for, which may be that of a pod whose record has gone.
+    pub(super) fn last_generation(&self) -> anyhow::Result<u32> {
+        let mut last = self.pauses()?.into_keys().map(|key| key.generation).max().unwrap_or_default();
+        self.each_flow(|_, value| last = last.max(super::flows::generation(value)))?;
+        Ok(last)
+    }
+
     /// Puts many flows at once, whether they are there or not.
     pub(super) fn put_flows(&self, keys: &[Plain<FlowKey>], values: &[Plain<FlowValue>]) -> anyhow::Result<()> {
         self.all_flows.put(keys, values).context("FLOWS")

@@ -97,6 +97,8 @@ pub struct Kernel {
     /// The epoch of our own tables as they were found.
     found_at: u32,
     earlier: Earlier,
+    /// Maps of an earlier agent were lost, so that its programs go on with what nobody else has.
+    remade: bool,
     /// As wanted, and no more than the maps hold.
     sizes: Sizes,
     /// Maps that an earlier agent made of another size.
@@ -148,7 +150,7 @@ impl Kernel {
         // Where an agent was, its programs are there to be replaced, and what has none is to be closed.
         let is_first = predecessors.is_empty() && !pins.map("CONFIG").exists();
         let interfaces = if is_first && mode == AttachMode::Tcx { interfaces } else { &[] };
-        let FoundMaps { held, forgetful } = found::maps(&pins, sizes)?;
+        let FoundMaps { held, forgetful, remade } = found::maps(&pins, sizes)?;
         let mut ebpf = placeholder::beside(&pins, interfaces, || load(&pins, sizes, &held, settings))?;
         let mut maps = Maps::take(&mut ebpf)?;
         if let Err(error) = predecessors::keep_types(&pins) {
@@ -169,7 +171,8 @@ impl Kernel {
             Some(last) => last.exits_missing,
             None => installed.is_new() || maps.config.exits_missing(),
         };
-        let earlier = Earlier::new(found_at, &installed.tables().endpoints, inherited, predecessors.are_unknown());
+        let found = (found_at, maps.last_generation()?);
+        let earlier = Earlier::new(found, &installed.tables().endpoints, inherited, predecessors.are_unknown());
         let config = Config {
             epoch: installed.epoch(),
             keep_existing: u32::from(settings.keep_existing),
@@ -191,6 +194,7 @@ impl Kernel {
             predecessors,
             found_at,
             earlier,
+            remade,
             sizes,
             other_sizes,
             installed,

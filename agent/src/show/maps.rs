@@ -145,6 +145,7 @@ fn flag_names(flags: u32) -> Vec<&'static str> {
         (endpoint_flag::CLOSED, "closed"),
         (endpoint_flag::TRUSTED, "trusted"),
         (endpoint_flag::MIDSTREAM, "midstream"),
+        (endpoint_flag::EARLY, "early"),
     ]
     .into_iter()
     .filter(|(bit, _)| flags & bit != 0)

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use palisade::kernel::maps_folder;
+use palisade::kernel::{Maps, maps_folder};
+use palisade_common::layout::{FlowKey, FlowValue, Judgement};
+use palisade_tests::judges::Memory;
 use palisade_tests::lab::agent::palisade;
 use palisade_tests::lab::probe::{Connection, DEADLINE};
 use palisade_tests::lab::{Agent, AgentOptions, Node, Pod, PodSpec, objects};
@@ -84,6 +86,30 @@ fn uninstall_leaves_nothing() {
         let again = palisade(&scene.node, &["uninstall"]).expect("palisade runs");
         assert!(again.status.success(), "a second time there is nothing to do");
     }
+}
+
+/// What is remembered for it may be taken for the next pod's that has it: with `--existing-flows keep`, whatever policy says by then.
+#[test]
+fn a_generation_that_something_is_remembered_for_is_not_given_again() {
+    const LAST: u32 = 1000;
+    let scene = Scene::new("reborn");
+    scene.start().stop().expect("it runs");
+    let judged = [[Judgement { epoch: 1, generation: LAST }; 2]; 2];
+    let value = FlowValue { judged, seen: palisade::pause::now(), ..FlowValue::default() };
+    let key = FlowKey { low_port: 7, high_port: 8, protocol: 6, family: 4, ..FlowKey::default() };
+    Memory::open(&scene.node.pin_dir).and_then(|mut memory| memory.put_flow(key, value)).expect("its maps are pinned");
+    let agent = scene.start();
+    let late = scene.node.start_pod(&scene.lab, PodSpec::new("web", "late", &[("app", "late")])).expect("a pod");
+    scene.put(&objects::pod(&late, &scene.node));
+    let index = scene.index_of(&late.host_interface);
+    let record = || {
+        let found = Maps::open_pinned(&scene.node.pin_dir).and_then(|maps| maps.found()).expect("they can be read");
+        let number = found.tables.endpoints.get(&index)?.at(found.epoch);
+        found.records.get(&number).copied()
+    };
+    assert!(eventually(PATIENCE, || record().is_some()), "{}", agent.log_text());
+    let generation = record().expect("it has one").generation;
+    assert!(generation > LAST, "{generation}");
 }
 
 #[test]

@@ -135,3 +135,20 @@ fn results_that_came_unheard_are_read() {
     let row = scene.endpoint(&late);
     assert_eq!(row["pod"], "late", "by its result: {row}");
 }
+
+#[test]
+fn sides_of_pods_that_changed_unheard_are_asked_for() {
+    let scene = Scene::new("unseen");
+    let [_, b, c] = &scene.pods;
+    let agent = scene.start();
+    let before = resyncs(&agent, "pod-sides");
+    let addresses = || scene.endpoint(b)["addresses"].to_string();
+    let stopped = Stopped::new(&agent);
+    let renamed = (0..20_000).map(|number| format!("link set eth0 alias {number}"));
+    c.netns.ip(&renamed.collect::<Vec<_>>()).expect("it is there");
+    b.netns.ip(&["addr add fe80::77/64 dev eth0 nodad".to_owned()]).expect("it is there");
+    assert!(!addresses().contains("fe80::77"), "{}", addresses());
+    drop(stopped);
+    assert!(eventually(SOON, || resyncs(&agent, "pod-sides") > before), "{}", agent.log_text());
+    assert!(eventually(SOON, || addresses().contains("fe80::77")), "{}", addresses());
+}

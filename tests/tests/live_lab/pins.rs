@@ -9,7 +9,8 @@ use std::time::Duration;
 use palisade::observe::state_dir;
 use palisade_tests::lab::agent::{Source, palisade};
 use palisade_tests::lab::probe::{Connection, DEADLINE, Probe, ask_all_within};
-use palisade_tests::lab::{Agent, AgentOptions, Outcome, Pod, Transport};
+use palisade_tests::lab::server::Server;
+use palisade_tests::lab::{Agent, AgentOptions, Outcome, Pod, PodSpec, Transport, objects};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use crate::births::programs;
@@ -55,14 +56,8 @@ fn refused(scene: &Scene) -> String {
     agent.log_text()
 }
 
-/// A source that does not answer.
 fn no_source(scene: &Scene) -> AgentOptions {
-    let kubeconfig = scene.node.folder.join("kubeconfig");
-    let text =
-        "{apiVersion: v1, kind: Config, current-context: x, contexts: [{name: x, context: {cluster: x, user: x}}],
-        clusters: [{name: x, cluster: {server: 'http://127.0.0.1:9'}}], users: [{name: x, user: {}}]}";
-    fs::write(&kubeconfig, text).expect("a file");
-    AgentOptions::new(Source::Kubeconfig(kubeconfig))
+    AgentOptions::new(Source::silent(&scene.node.folder).expect("a file"))
 }
 
 #[test]
@@ -237,6 +232,32 @@ fn what_holds_a_place_changes_nothing() {
     assert_eq!(held(), 6, "{}", agent.log_text());
     expect_in_force(&scene, &mut [], "taken over");
     agent.stop().expect("it runs");
+}
+
+/// What has been enforced goes on; what came since then must not be taken for what is older than the node's first agent.
+#[test]
+fn a_pod_that_came_while_maps_were_missing_is_closed() {
+    let scene = Scene::new("orphan");
+    let [a, b, _] = &scene.pods;
+    scene.policy("p", ONLY_80);
+    scene.start().stop().expect("it runs");
+    let mut open = connect(a, b);
+    fs::remove_file(pin(&scene, "maps", "RULES")).expect("it is pinned");
+    let late = scene.node.start_pod(&scene.lab, PodSpec::new("web", "late", &[("app", "b")])).expect("a pod");
+    scene.put(&objects::pod(&late, &scene.node));
+    let _server = Server::start(scene.lab.guard(), &late.netns, "late", &[80, 81], &[]).expect("a server");
+    scene.expect_tcp(a, &late, 81, true, "no agent runs");
+    let agent = Agent::spawn(&scene.lab, &scene.node, &no_source(&scene)).expect("it is started");
+    let closed = || scene.endpoint(&late)["state"] == "closed";
+    assert!(eventually(PATIENCE, closed), "{}: {}", scene.endpoint(&late), agent.log_text());
+    scene.expect_tcp(a, &late, 80, false, "nothing is known of it");
+    expect_in_force(&scene, &mut open, "before the first list");
+    agent.kill().expect("it runs");
+    let agent = scene.start();
+    scene.expect_tcp(a, &late, 80, true, "known");
+    scene.expect_tcp(a, &late, 81, false, "known");
+    expect_in_force(&scene, &mut open, "after it");
+    drop(agent);
 }
 
 #[test]

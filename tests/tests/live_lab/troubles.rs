@@ -1,13 +1,17 @@
 //! What cannot be written or attached is never called enforced: the agent says so, tries again, and what was in force stays.
 
+use std::net::IpAddr;
+
 use palisade::kernel::maps_folder;
-use palisade_tests::lab::agent::palisade;
-use palisade_tests::lab::{Agent, AgentOptions, Manifests, Pod, PodSpec};
+use palisade_tests::lab::agent::{Source, palisade};
+use palisade_tests::lab::probe::Probe;
+use palisade_tests::lab::server::Server;
+use palisade_tests::lab::{Agent, AgentOptions, Manifests, Netns, Pod, PodSpec, Transport};
 use serde_json::Value;
 
 use crate::counter::Counter;
 use crate::neighbours::attach_tcx;
-use crate::scene::{PATIENCE, Scene, eventually};
+use crate::scene::{AT_ONCE, PATIENCE, Scene, eventually};
 
 /// How long programs that somebody took off may be missing, and as long again.
 const VERIFIED: std::time::Duration = std::time::Duration::from_secs(20);
@@ -107,6 +111,9 @@ fn a_change_that_cannot_be_written_is_not_called_enforced() {
     assert!(eventually(PATIENCE, || faults().contains("cannot be written")), "{}", faults());
     assert_eq!(shown(), serde_json::json!(["web/before"]), "what the kernel enforces: {}", scene.endpoints());
     assert_eq!(metric(&agent, "palisade_faults{kind=\"Node\"}"), Some(1.0));
+    for counter in ["palisade_failed_writes_total", "palisade_apply_failures_total"] {
+        assert!(metric(&agent, counter) > Some(0.0), "{counter}: {:?}", metric(&agent, counter));
+    }
     scene.expect_tcp(a, b, 80, false, "what was in force stays");
 }
 
@@ -205,22 +212,31 @@ fn uninstall_refuses_while_an_agent_runs_and_touches_only_its_own() {
 fn before_the_first_list_endpoints_are_named() {
     let scene = Scene::new("waiting");
     let [_, b, _] = &scene.pods;
-    let kubeconfig = scene.node.folder.join("kubeconfig");
-    let text =
-        "{apiVersion: v1, kind: Config, current-context: x, contexts: [{name: x, context: {cluster: x, user: x}}],
-        clusters: [{name: x, cluster: {server: 'http://127.0.0.1:9'}}], users: [{name: x, user: {}}]}";
-    std::fs::write(&kubeconfig, text).expect("a file");
-    let options = AgentOptions::new(palisade_tests::lab::agent::Source::Kubeconfig(kubeconfig));
+    let options = AgentOptions::new(Source::silent(&scene.node.folder).expect("a file"));
     let agent = Agent::spawn(&scene.lab, &scene.node, &options).expect("it is started");
     assert!(eventually(PATIENCE, || scene.endpoint(b)["state"] == "not attached"), "{}", scene.endpoints());
     assert!(scene.endpoint(b)["not_attached"].to_string().contains("first complete list"), "{}", scene.endpoints());
     let late = scene.node.start_pods(&scene.lab, &[PodSpec::new("web", "late", &[])]).expect("a pod");
     let row = || scene.endpoint(&late[0]);
-    assert!(eventually(PATIENCE, || row()["state"] == "not in the tables" && row()["pod"] == "late"), "{}", row());
+    assert!(eventually(PATIENCE, || row()["state"] == "closed" && row()["pod"] == "late"), "{}", row());
     let said = palisade(&scene.node, &["endpoints"]).expect("palisade runs");
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
     let line = text.lines().find(|line| line.contains("web/late")).expect("it is listed");
     assert!(line.contains("closed") && !line.contains("open") && line.contains("complete list"), "{line}");
+    // Its node reaches it, as a kubelet's probe does, and nobody else; it reaches nobody.
+    let _server = Server::start(scene.lab.guard(), &late[0].netns, "late", &[80], &[]).expect("a server");
+    let reaches = |from: &Netns, to: &IpAddr| Probe::new(from, Transport::Tcp, *to, 80).ask_within(AT_ONCE).reached();
+    for (own, other) in late[0].addresses.iter().zip(&b.addresses) {
+        assert!(eventually(PATIENCE, || reaches(&scene.node.netns, own)), "{own} from its node: {}", row());
+        assert!(!reaches(&b.netns, own), "{own} from another pod");
+        assert!(!reaches(&late[0].netns, other), "another pod at {other}");
+    }
+    // The next one is as much the node's first agent: what is older than it stays as it is.
+    agent.kill().expect("it runs");
+    let agent = Agent::spawn(&scene.lab, &scene.node, &options).expect("it is started");
+    let begun = || agent.log_text().matches("started;").count() == 2;
+    assert!(eventually(PATIENCE, || begun() && scene.endpoint(b)["state"] == "not attached"), "{}", scene.endpoints());
+    scene.expect_tcp(&scene.pods[0], b, 80, true, "older than the node's first agent");
     drop(agent);
 }
 
@@ -228,7 +244,7 @@ fn before_the_first_list_endpoints_are_named() {
 fn a_missing_source_is_found_before_anything_is_loaded() {
     let scene = Scene::new("checked");
     let nowhere = scene.node.folder.join("nowhere");
-    let kubeconfig = palisade_tests::lab::agent::Source::Kubeconfig(nowhere.clone());
+    let kubeconfig = Source::Kubeconfig(nowhere.clone());
     for options in [AgentOptions::manifests(&nowhere), AgentOptions::new(kubeconfig)] {
         let mut agent = Agent::spawn(&scene.lab, &scene.node, &options).expect("it is started");
         assert_eq!(agent.wait_end(PATIENCE).expect("it has nothing to read").code(), Some(1));

@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use palisade_common::layout::{
-    Backends, Config, EndpointRecord, FlowStats, PauseKey, SERVICE_NONE, ServiceKey, Versioned,
+    Backends, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PauseKey, SERVICE_NONE, ServiceKey, Versioned,
 };
 
 pub use self::flows::Copied;
 use self::map::Described;
 pub(super) use self::types::keep as keep_types;
 
-use super::flows::lasting_pressure;
+use super::flows::{generation, lasting_pressure};
 use super::maps::{Maps, Plain};
 use super::pins::{self, EXITS, MAPS, PinDir, QDISCS};
 use crate::tables::Tables;
@@ -51,6 +51,8 @@ pub(super) struct Inherited {
     pub(super) services: Tables,
     /// What is paused, and until when (nanoseconds, CLOCK_MONOTONIC).
     pub(super) pauses: BTreeMap<PauseKey, u64>,
+    /// The highest generation that something is remembered for, so far as it can be taken over.
+    pub(super) generation: u32,
     /// [`Config::paused_until`].
     pub(super) paused_until: u32,
     pub(super) exits_missing: bool,
@@ -184,6 +186,8 @@ fn inherited(folder: &Path, pins: &PinDir) -> anyhow::Result<Option<Inherited>> 
         endpoints: endpoints.collect(),
         services: Tables::default(),
         pauses: BTreeMap::new(),
+        // Flows that cannot be read are not taken over.
+        generation: last_generation(both("FLOWS")).unwrap_or_default(),
         paused_until: config.paused_until,
         exits_missing: config.exits_missing != 0,
         pressure_until: pressure_until(&config, &stats),
@@ -196,6 +200,8 @@ fn inherited(folder: &Path, pins: &PinDir) -> anyhow::Result<Option<Inherited>> 
     // Since layout 4.
     if folder.join(MAPS).join("PAUSES").exists() {
         inherited.pauses = all(both("PAUSES"))?;
+        let paused = inherited.pauses.keys().map(|key| key.generation);
+        inherited.generation = paused.fold(inherited.generation, u32::max);
     }
     Ok(Some(inherited))
 }
@@ -204,6 +210,16 @@ fn inherited(folder: &Path, pins: &PinDir) -> anyhow::Result<Option<Inherited>> 
 fn pressure_until(config: &Config, stats: &FlowStats) -> u64 {
     let begun = if stats.inserts > config.inserts_safe { lasting_pressure() } else { 0 };
     config.pressure_until.max(begun)
+}
+
+/// The highest one that a flow of another version's was judged for.
+fn last_generation((theirs, ours): (PathBuf, PathBuf)) -> anyhow::Result<u32> {
+    let (theirs, ours) = (Described::open(&theirs)?, Described::open(&ours)?);
+    let mut last = 0;
+    theirs.for_each(&theirs.conversions(&ours)?, |_: Plain<FlowKey>, Plain(value): Plain<FlowValue>| {
+        last = last.max(generation(&value));
+    })?;
+    Ok(last)
 }
 
 /// The entries of another version's map, as ours has them.
