@@ -8,7 +8,7 @@ use palisade::kernel::Maps;
 use palisade_common::layout::{Address, FlowKey, FlowValue, Judgement};
 use palisade_tests::judges::Memory;
 
-use palisade_tests::lab::agent::palisade;
+use palisade_tests::lab::agent::{Source, palisade};
 use palisade_tests::lab::traffic::Tally;
 use palisade_tests::lab::versions::{Scene, Version};
 use palisade_tests::lab::{Agent, AgentOptions};
@@ -100,6 +100,49 @@ fn an_agent_that_is_killed_in_between_is_followed_by_either() {
         assert_eq!(scene.pinned().expect("a folder"), [version], "after {links:?}: {}", agent.log_text());
     }
     assert!(half > 0, "no agent was killed in between");
+    assert_right(&traffic.stop(), &agent);
+}
+
+/// What an agent had put in force when it was killed is as good as what any agent finds at its start: the pod that has one program of either,
+/// and the pods that have none of ours yet, do not wait for a list that may not come.
+#[test]
+fn what_an_agent_had_begun_is_finished_without_a_list() {
+    const OTHERS: usize = 20;
+    let scene = Scene::new("begun", OTHERS).expect("a scene");
+    let mut agent = scene.start(Version::Ours).expect("an agent");
+    let traffic = scene.traffic(4).expect("traffic");
+    let mut options = scene.options(Version::Other).expect("built");
+    let listing = options.clone();
+    options.source = Source::silent(&scene.node.folder).expect("a file");
+    // Some links are ours by now, and the other version's folder is not gone yet.
+    let begun = || {
+        let links = scene.links(Version::Other).unwrap_or_default();
+        links > 2 && scene.pinned().is_ok_and(|pinned| pinned.len() == 2)
+    };
+    for attempt in 0.. {
+        assert!(attempt < 10, "no agent was killed in between");
+        agent.kill().expect("it runs");
+        let next = Agent::spawn(&scene.lab, &scene.node, &listing).expect("it starts");
+        let end = Instant::now() + PATIENCE;
+        while !begun() && Instant::now() < end {
+            std::hint::spin_loop();
+        }
+        next.kill().expect("it runs");
+        let was_begun = begun();
+        agent = Agent::spawn(&scene.lab, &scene.node, &options).expect("it starts");
+        let finished = || scene.pinned().is_ok_and(|pinned| pinned == [Version::Other]);
+        let end = Instant::now() + PATIENCE;
+        while !finished() && was_begun {
+            assert!(Instant::now() < end, "{:?}: {}", scene.pinned(), agent.log_text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if was_begun {
+            break;
+        }
+        agent.kill().expect("it runs");
+        agent = scene.start(Version::Ours).expect("an agent");
+    }
+    std::thread::sleep(A_WHILE);
     assert_right(&traffic.stop(), &agent);
 }
 

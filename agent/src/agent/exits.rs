@@ -89,7 +89,7 @@ impl Agent {
     /// Our programs judge by tables that hold: those of the first complete list, or an earlier agent's, whose programs are replaced at once.
     /// Where that one was of another version, its programs stay until the list, and are not told of by our tables.
     fn judges_exits(&self) -> bool {
-        self.synced || self.succeeded && !self.kernel.has_predecessors()
+        self.synced || self.succeeded && (!self.kernel.has_predecessors() || self.kernel.resumes())
     }
 
     fn detach_exit(&mut self, ifindex: u32, name: &str) {

@@ -48,7 +48,12 @@ impl Agent {
     /// first complete list.
     pub(super) fn is_anothers(&self, veth: &Veth) -> bool {
         let others = self.kernel.has_predecessors() || self.kernel.is_remade();
-        !self.synced && others && self.kernel.is_judged(veth.ifindex)
+        !self.is_in_force() && others && self.kernel.is_judged(veth.ifindex)
+    }
+
+    /// Our tables may judge: those of the first complete list, or of an agent's that was killed while it replaced another version's programs.
+    fn is_in_force(&self) -> bool {
+        self.synced || self.kernel.resumes()
     }
 
     /// Before programs are replaced, which then know all flows but those of this moment.
@@ -56,6 +61,12 @@ impl Agent {
         if !self.synced && self.kernel.has_predecessors() {
             if let Err(error) = self.kernel.take_late_pauses() {
                 tracing::warn!(error = format!("{error:#}"), "taking over what is paused");
+            }
+            if let Err(error) = self.kernel.begin_replacing() {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "what an agent has begun that is killed now waits for a complete list"
+                );
             }
             self.take_flows();
             if let Err(error) = self.kernel.doubt_predecessors() {
@@ -69,7 +80,7 @@ impl Agent {
 
     /// Once all programs are replaced: takes what was opened meanwhile, and removes what is left of the other version.
     pub(super) fn end_handover(&mut self) {
-        if !self.synced || !self.kernel.has_predecessors() {
+        if !self.is_in_force() || !self.node_known || !self.kernel.has_predecessors() {
             return;
         }
         let whole = self.attachments.failed().is_empty() && self.exits.attachments.failed().is_empty();

@@ -181,7 +181,10 @@ impl Agent {
 
     pub fn take_node(&mut self, changes: Vec<NodeChange>) {
         // The first batch is all that is there.
-        self.node_known = true;
+        let begins = !std::mem::replace(&mut self.node_known, true);
+        if begins && self.kernel.resumes() {
+            self.begin_handover();
+        }
         let mut resynced = false;
         for change in changes {
             match change {
@@ -193,6 +196,9 @@ impl Agent {
                     resynced = true;
                 }
             }
+        }
+        if begins {
+            self.end_handover();
         }
         if resynced {
             // An interface that is there may be another than the one that had programs under its index.

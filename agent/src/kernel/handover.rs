@@ -1,16 +1,22 @@
 //! What an agent of another version has put on the node goes on with this one's programs and tables.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
-use palisade_common::layout::{EndpointRecord, endpoint_flag};
+use anyhow::Context as _;
+
+use palisade_common::layout::{EndpointRecord, LAYOUT_VERSION, endpoint_flag};
 
 use super::exits::program_of;
 use super::flows::{MOMENT_NS, now};
 use super::maps::Maps;
-use super::pins::{EXITS, LINKS};
-use super::predecessors::Inherited;
+use super::pins::{EXITS, LINKS, PinDir};
+use super::predecessors::{Inherited, Predecessors};
 use super::{Copied, FROM_POD, Kernel, TO_POD, attach};
+use crate::observe::state_dir;
 use crate::tables::Tables;
+use crate::tables::plan::Installed;
 
 /// What earlier agents knew, of our version and of others.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +67,40 @@ pub(super) fn take_pauses(maps: &mut Maps, inherited: &[Inherited], found_at: u3
         maps.set_pause(*key, Some(*until))?;
     }
     Ok(())
+}
+
+/// Is there while programs of another version are being replaced, as our tables were whole when that began: in a file beside the catalog, which
+/// goes with the pins at a boot as well.
+fn mark(pins: &PinDir) -> PathBuf {
+    state_dir(pins.root()).join(format!("v{LAYOUT_VERSION}.replacing"))
+}
+
+fn remove_mark(pins: &PinDir) -> anyhow::Result<()> {
+    let mark = mark(pins);
+    match fs::remove_file(&mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", mark.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether an agent of ours was killed while it replaced programs of another version, and none of that version has written anything since.
+/// `found_at`: our epoch as it was found.
+pub(super) fn resumes(
+    pins: &PinDir,
+    (found_at, installed): (u32, &Installed),
+    (predecessors, inherited): (&Predecessors, &[Inherited]),
+) -> bool {
+    let known = !predecessors.is_empty() && !predecessors.are_unknown();
+    let is_last = inherited.iter().all(|other| other.epoch < found_at) && !installed.is_new();
+    if known && is_last {
+        return mark(pins).exists();
+    }
+    if let Err(error) = remove_mark(pins) {
+        tracing::warn!(error = format!("{error:#}"), "what is long over may be taken for what was just begun");
+    }
+    false
 }
 
 impl Kernel {
@@ -117,13 +157,30 @@ impl Kernel {
         take_pauses(&mut self.maps, &inherited, self.found_at)
     }
 
+    /// Our tables hold what an agent of ours had put in force when it was killed while it replaced another version's programs: these are
+    /// replaced by tables as good as those of any agent's start.
+    pub fn resumes(&self) -> bool {
+        self.resumes
+    }
+
+    /// Our tables are whole, and programs of other versions are replaced from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the next agent cannot be told so: it will wait for its first complete list.
+    pub fn begin_replacing(&self) -> anyhow::Result<()> {
+        let mark = mark(&self.pins);
+        fs::write(&mark, "").with_context(|| format!("writing {}", mark.display()))
+    }
+
     /// Everything goes on with our programs: removes what is left of the other versions.
     ///
     /// # Errors
     ///
     /// When something cannot be removed. The rest is for the next call, or the next agent.
     pub fn sweep_predecessors(&mut self) -> anyhow::Result<()> {
-        self.predecessors.sweep(&self.pins)
+        self.predecessors.sweep(&self.pins)?;
+        remove_mark(&self.pins)
     }
 
     pub(super) fn take_links(&self, ifindex: u32) -> std::io::Result<()> {

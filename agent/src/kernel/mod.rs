@@ -99,6 +99,7 @@ pub struct Kernel {
     earlier: Earlier,
     /// Maps of an earlier agent were lost, so that its programs go on with what nobody else has.
     remade: bool,
+    resumes: bool,
     /// As wanted, and no more than the maps hold.
     sizes: Sizes,
     /// Maps that an earlier agent made of another size.
@@ -171,6 +172,7 @@ impl Kernel {
             Some(last) => last.exits_missing,
             None => installed.is_new() || maps.config.exits_missing(),
         };
+        let resumes = handover::resumes(&pins, (found_at, &installed), (&predecessors, &inherited));
         let found = (found_at, maps.last_generation()?);
         let earlier = Earlier::new(found, &installed.tables().endpoints, inherited, predecessors.are_unknown());
         let config = Config {
@@ -195,6 +197,7 @@ impl Kernel {
             found_at,
             earlier,
             remade,
+            resumes,
             sizes,
             other_sizes,
             installed,
