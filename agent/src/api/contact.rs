@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::task::{self, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -24,7 +25,7 @@ use crate::facts::Kind;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stale {
     pub kind: Kind,
-    /// When that was noticed, to the second.
+    /// When that was noticed, or, where the server fell silent, when it was last heard; to the second.
     pub since: Timestamp,
     pub error: String,
 }
@@ -80,25 +81,24 @@ impl Contact {
         self.stale.subscribe()
     }
 
-    /// Objects of the kind cannot be listed or watched. What is told first stays told until one succeeds.
-    pub fn failed(&self, kind: Kind, error: &str) {
+    /// Objects of the kind cannot be listed or watched, and have not been for the time `silent`. What is told first stays told until they can.
+    pub fn failed(&self, kind: Kind, silent: Duration, error: &str) {
         self.stale.send_if_modified(|stale| {
             let known = stale.contains_key(&kind);
             let now = Timestamp::now();
-            let since = now.round(jiff::Unit::Second).unwrap_or(now);
+            let heard = now - jiff::SignedDuration::try_from(silent).unwrap_or_default();
+            let since = heard.round(jiff::Unit::Second).unwrap_or(heard);
             stale.entry(kind).or_insert_with(|| Stale { kind, since, error: error.to_owned() });
             !known
         });
     }
 
-    fn answered(&self, kind: Kind) {
+    /// They can.
+    pub fn seen(&self, kind: Kind) {
         self.stale.send_if_modified(|stale| stale.remove(&kind).is_some());
     }
 
     fn count(&self, asked: &Asked, code: Option<http::StatusCode>) {
-        if let (Some(kind), Some(true)) = (asked.kind, code.map(|code| code.is_success())) {
-            self.answered(kind);
-        }
         let code = code.map_or_else(|| "none".to_owned(), |code| code.as_str().to_owned());
         self.requests
             .answers
@@ -116,8 +116,6 @@ impl Contact {
 /// What a request is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Asked {
-    /// A watch of it: what it succeeds with is all there is to know. After a list a watch follows.
-    kind: Option<Kind>,
     resource: String,
     verb: &'static str,
 }
@@ -142,8 +140,7 @@ impl Asked {
             http::Method::PATCH => "patch",
             _ => "other",
         };
-        let kind = Kind::ALL.into_iter().find(|kind| is_watch && rest.len() == 1 && resource == plural(*kind));
-        Self { kind, resource, verb }
+        Self { resource, verb }
     }
 }
 
@@ -207,47 +204,52 @@ where
     }
 }
 
+/// An error with what is behind it, which often says more.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn asked(uri: &str) -> (Option<Kind>, String, &'static str) {
-        let Asked { kind, resource, verb } = Asked::of(&http::Method::GET, &uri.parse().expect("a URI"));
-        (kind, resource, verb)
-    }
-
     #[test]
     fn what_a_request_is_for() {
         let cases = [
-            ("/api/v1/pods?&limit=500", (None, "pods", "list")),
-            ("/api/v1/pods?&watch=true&resourceVersion=1", (Some(Kind::Pod), "pods", "watch")),
-            (
-                "https://[::1]:6443/apis/networking.k8s.io/v1/networkpolicies?watch=true",
-                (Some(Kind::Policy), "networkpolicies", "watch"),
-            ),
-            ("/api/v1/namespaces?watch=true", (Some(Kind::Namespace), "namespaces", "watch")),
-            ("/api/v1/namespaces/a/pods?watch=true", (None, "pods", "watch")),
-            ("/apis/events.k8s.io/v1/namespaces/a/events", (None, "events", "list")),
-            ("/", (None, "", "list")),
+            ("/api/v1/pods?&limit=500", "pods", "list"),
+            ("/api/v1/pods?&watch=true&resourceVersion=1", "pods", "watch"),
+            ("https://[::1]:6443/apis/networking.k8s.io/v1/networkpolicies?watch=true", "networkpolicies", "watch"),
+            ("/api/v1/namespaces?watch=true", "namespaces", "watch"),
+            ("/api/v1/namespaces/a/pods?watch=true", "pods", "watch"),
+            ("/apis/events.k8s.io/v1/namespaces/a/events", "events", "list"),
+            ("/", "", "list"),
         ];
-        for (uri, (kind, resource, verb)) in cases {
-            assert_eq!(asked(uri), (kind, resource.to_owned(), verb), "{uri}");
+        for (uri, resource, verb) in cases {
+            let asked = Asked::of(&http::Method::GET, &uri.parse().expect("a URI"));
+            assert_eq!((&*asked.resource, asked.verb), (resource, verb), "{uri}");
         }
     }
 
     #[test]
-    fn the_first_failure_stays_told_until_a_watch_begins() {
+    fn the_first_failure_stays_told_until_the_kind_is_seen() {
         let contact = Contact::new(Requests::default());
         let told = contact.subscribe();
-        contact.failed(Kind::Pod, "refused");
-        contact.failed(Kind::Pod, "another");
-        contact.failed(Kind::Node, "refused");
+        contact.failed(Kind::Pod, Duration::from_secs(100), "refused");
+        contact.failed(Kind::Pod, Duration::ZERO, "another");
+        contact.failed(Kind::Node, Duration::ZERO, "refused");
+        let since = |kind| told.borrow()[&kind].since.as_second();
+        assert!((99..=101).contains(&(since(Kind::Node) - since(Kind::Pod))), "{told:?}");
         assert_eq!(told.borrow()[&Kind::Pod].error, "refused");
-        let watch = Asked::of(&http::Method::GET, &"/api/v1/pods?watch=true".parse().expect("a URI"));
-        contact.count(&watch, Some(http::StatusCode::FORBIDDEN));
-        contact.count(&watch, None);
-        assert_eq!(told.borrow().len(), 2);
-        contact.count(&watch, Some(http::StatusCode::OK));
+        contact.seen(Kind::Pod);
         assert_eq!(told.borrow().keys().copied().collect::<Vec<_>>(), [Kind::Node]);
     }
 }

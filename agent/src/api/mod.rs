@@ -3,11 +3,15 @@
 //! Nothing behind it sees a Kubernetes type. What cannot be understood is reduced to its closed reading, with a
 //! [`Fault`](crate::facts::Fault) that names object and field (SEMANTICS 15.2).
 
+mod client;
 pub mod cluster;
 pub mod contact;
 pub mod events;
 pub mod folder;
+mod kinds;
 pub mod reduce;
+mod watch;
+mod wire;
 
 use std::path::PathBuf;
 

@@ -36,12 +36,14 @@ pub type Annotations = Record<Trust>;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NamespaceShape {
+    pub kind: Lax<String>,
     pub metadata: Lax<Record<Metadata>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct PodShape {
+    pub kind: Lax<String>,
     pub metadata: Lax<Record<Metadata>>,
     pub spec: Lax<Record<PodSpec>>,
     pub status: Lax<Record<PodStatus>>,
@@ -93,6 +95,7 @@ pub struct PodAddress {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeShape {
+    pub kind: Lax<String>,
     pub metadata: Lax<Record<Metadata>>,
     pub spec: Lax<Record<NodeSpec>>,
     pub status: Lax<Record<NodeStatus>>,
@@ -124,6 +127,7 @@ pub struct NodeAddress {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ServiceShape {
+    pub kind: Lax<String>,
     pub metadata: Lax<Record<Metadata>>,
     pub spec: Lax<Record<ServiceSpec>>,
     pub status: Lax<Record<ServiceStatus>>,
