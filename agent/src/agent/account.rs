@@ -55,10 +55,13 @@ impl Agent {
         });
     }
 
+    fn own_fault(&self, message: String) -> Fault {
+        Fault { kind: Kind::Node, object: self.node_name.clone(), field: String::new(), message }
+    }
+
     /// What is wrong with the node and not with an object.
-    fn own_faults(&self) -> impl Iterator<Item = Fault> {
-        let fault =
-            |message: String| Fault { kind: Kind::Node, object: self.node_name.clone(), field: String::new(), message };
+    pub(super) fn own_faults(&self) -> impl Iterator<Item = Fault> {
+        let fault = |message: String| self.own_fault(message);
         let stuck = self.stuck.iter().map(move |stuck| {
             fault(format!("a change cannot be written to the kernel, what was in force before stays: {}", stuck.error))
         });
@@ -89,21 +92,25 @@ impl Agent {
         let not_kept = self.kept.trouble.iter().map(move |trouble| {
             fault(format!("there is nothing to enforce after a boot without an API server: {trouble}"))
         });
-        let stale = self.stale.first().map(move |_| fault(not_seen(&self.stale)));
         unwritten
             .chain(not_kept)
-            .chain(stale)
             .chain(stuck)
             .chain(failed)
             .chain(behind)
             .chain(exits)
             .chain(marks)
             .chain(cni)
+            .chain(self.misnamed().map(fault))
     }
 
     pub(super) fn tell_faults(&mut self) {
         let objects = self.faults.values().flatten().chain(&self.compile_faults).cloned();
-        let now: BTreeSet<Fault> = objects.chain(self.own_faults()).collect();
+        let mut now: BTreeSet<Fault> = objects.collect();
+        if self.synced {
+            let noticed = std::mem::take(&mut self.noticed.objects);
+            self.noticed.objects = self.tell_events_of(&now, noticed);
+        }
+        now.extend(self.own_faults().chain(self.stale_fault()));
         for fault in now.difference(&self.told_faults) {
             tracing::warn!(
                 kind = fault.kind.name(),
@@ -126,7 +133,8 @@ impl Agent {
         }
         self.catalog_is_old = false;
         let unwritten = self.unwritten.take().map(|unwritten| unwritten.retry);
-        let faults: Vec<Fault> = self.faults.values().flatten().cloned().chain(self.own_faults()).collect();
+        let faults = self.faults.values().flatten().cloned().chain(self.own_faults());
+        let faults: Vec<Fault> = faults.chain(self.stale_fault()).collect();
         let mut catalog = self.compiler.catalog(&self.index, &faults);
         catalog.agent = AgentEntry {
             node: self.node_name.to_string(),
@@ -213,16 +221,36 @@ impl Agent {
         }
     }
 
-    /// Nothing on this node is enforced if its name is not the one that pods say they are on.
-    pub(super) fn check_node_name(&self) {
-        let is_node = self.index.nodes().any(|node| *node.name == *self.node_name);
-        let has_pods = self.index.pods().any(|(_, pod)| pod.node.as_deref() == Some(&*self.node_name));
-        if !is_node && !has_pods {
-            tracing::warn!(
-                "no Node is named {:?} and no pod's spec.nodeName is: all pods of this node stay closed; is --node-name right?",
-                self.node_name
-            );
+    /// Whom could an Event of it be told?
+    fn stale_fault(&self) -> Option<Fault> {
+        self.stale.first().map(|_| self.own_fault(not_seen(&self.stale)))
+    }
+
+    /// Why the name that the agent was given may be another node's, or nobody's.
+    fn misnamed(&self) -> Option<String> {
+        if !self.synced {
+            return None;
         }
+        let name = &self.node_name;
+        let Some(node) = self.index.node(name) else {
+            let has_pods = self.index.pods().any(|(_, pod)| pod.node.as_deref() == Some(&**name));
+            return (!has_pods).then(|| {
+                format!(
+                    "no Node is named {name:?} and no pod's spec.nodeName is, so pods that no CNI result names by UID are closed: is \
+                     --node-name right? (A node that is renamed is another one.)"
+                )
+            });
+        };
+        let own = self.index.own_addresses();
+        if node.addresses.is_empty() || own.is_empty() || node.addresses.iter().any(|address| own.contains(address)) {
+            return None;
+        }
+        let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+        Some(format!(
+            "this machine has none of the addresses of the Node {name:?} ({}): --node-name is another node's, or the node has new \
+             addresses that its object does not tell of yet; if it is another's, pods that no CNI result names by UID are closed",
+            addresses.join(", ")
+        ))
     }
 }
 

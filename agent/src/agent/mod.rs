@@ -7,6 +7,7 @@ mod attachments;
 mod exits;
 mod handover;
 mod marks;
+mod notices;
 mod objects;
 mod pauses;
 mod retry;
@@ -38,6 +39,7 @@ use attachments::Attachments;
 use exits::Exits;
 use handover::Taken;
 use marks::{Counts, Marks};
+use notices::Noticed;
 use objects::Kept;
 use pauses::Pauses;
 use retry::Retry;
@@ -82,6 +84,8 @@ pub struct Agent {
     relisted: BTreeMap<Kind, BTreeSet<String>>,
     compile_faults: Vec<Fault>,
     told_faults: BTreeSet<Fault>,
+    /// Those that Events were told of.
+    noticed: Noticed,
     /// The interfaces that were there at start are known.
     node_known: bool,
     /// The first complete list is in force.
@@ -140,6 +144,7 @@ impl Agent {
             relisted: BTreeMap::new(),
             compile_faults: Vec::new(),
             told_faults: BTreeSet::new(),
+            noticed: Noticed::default(),
             node_known: false,
             synced: false,
             digest: Digest::default(),
@@ -397,7 +402,6 @@ impl Agent {
         self.sweep_exits();
         self.look_at_marks();
         self.look_at_pauses();
-        self.check_node_name();
         tracing::info!(
             endpoints = self.attachments.len(),
             epoch = self.kernel.epoch(),

@@ -95,14 +95,14 @@ impl Agent {
     fn paused_object(&self, key: PauseKey) -> (String, Option<Regarding>) {
         if key == PauseKey::NODE {
             // As the kubelet names nodes in its Events.
-            let (name, uid) = (self.node_name.clone(), self.node_name.clone());
+            let (name, uid) = (self.node_name.clone(), Some(self.node_name.clone()));
             return (EVERY_POD.to_owned(), Some(Regarding { kind: "Node", namespace: None, name, uid }));
         }
         if let Some(Identity::Pod(id)) = self.index.identity(key.ifindex)
             && let (Some(pod), Some(uid)) = (self.index.pod(id), self.index.uid(id))
         {
             let (namespace, name) = (pod.name.namespace.to_string(), pod.name.name.to_string());
-            let uid = uid.to_string();
+            let uid = Some(uid.to_string());
             return (pod.name.to_string(), Some(Regarding { kind: "Pod", namespace: Some(namespace), name, uid }));
         }
         // The objects may not be listed yet.
@@ -112,7 +112,7 @@ impl Agent {
 
     fn tell_event(&self, object: Option<Regarding>, warning: bool, reason: &'static str, note: String) {
         if let Some(regarding) = object {
-            self.signals.events.tell(Notice { regarding, warning, reason, note });
+            self.signals.events.tell(Notice { regarding, warning, reason, note, everywhere: false });
         }
     }
 }

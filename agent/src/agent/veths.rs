@@ -83,6 +83,7 @@ impl Agent {
         self.look_at_pauses();
         self.end_handover();
         self.after_attaching();
+        self.tell_events_of_node();
     }
 
     /// Programs of interfaces that were not tried yet; at the first time those that are older than the agent, whose tables are in

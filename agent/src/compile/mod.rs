@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use palisade_common::layout::{EndpointRecord, TableRef, endpoint_flag};
 
-use crate::facts::{Fault, Peer, PodFacts, Veth};
+use crate::facts::{Fault, ObjectName, Peer, PodFacts, Veth};
 use crate::index::{Dirty, Identity, Index};
 use crate::tables::{Delta, Tables};
 use blocks::Blocks;
@@ -263,6 +263,16 @@ impl Compiler {
     /// Why nothing passes at the interface but between its pod and the node; `None`: that is not so, or there is no such endpoint.
     pub fn closed(&self, ifindex: u32) -> Option<String> {
         self.endpoints.all.get(&ifindex)?.closed.as_ref().map(ToString::to_string)
+    }
+
+    /// A policy selects a pod of this node.
+    pub fn has_subjects_of(&self, policy: &ObjectName) -> bool {
+        self.endpoints.selected_by(policy).next().is_some()
+    }
+
+    /// This node has pods of the namespace.
+    pub fn has_endpoints_in(&self, namespace: &str) -> bool {
+        self.endpoints.of_namespace(namespace).next().is_some()
     }
 
     /// Which tables the endpoints need, and their rows. Adds the endpoints whose tables found or lost their room.

@@ -185,6 +185,20 @@ impl Index {
         self.nodes.values()
     }
 
+    pub fn node(&self, name: &str) -> Option<&NodeFacts> {
+        self.nodes.get(name)
+    }
+
+    /// This node's own addresses.
+    pub fn own_addresses(&self) -> &BTreeSet<IpAddr> {
+        self.services.own()
+    }
+
+    /// One that is gone and its successor may both be there.
+    pub fn pods_named(&self, name: &ObjectName) -> impl Iterator<Item = PodId> {
+        self.names.get(name).into_iter().flatten().copied()
+    }
+
     pub fn policy(&self, name: &ObjectName) -> Option<&Arc<PolicyFacts>> {
         self.namespaces.get(&name.namespace)?.policies.get(&name.name)
     }

@@ -40,6 +40,10 @@ impl Services {
         self.all.values()
     }
 
+    pub(super) fn own(&self) -> &BTreeSet<IpAddr> {
+        &self.own
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &ObjectName> {
         self.all.keys()
     }
