@@ -1,6 +1,7 @@
 //! The agent: API objects in, kernel tables out. One way through, see ARCHITECTURE.md.
 
 pub mod agent;
+mod alone;
 pub mod api;
 pub mod capabilities;
 pub mod cni;

@@ -13,6 +13,7 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::agent::{Agent, Signals};
+use crate::alone;
 use crate::api::OpenSource;
 use crate::api::contact::{Contact, Requests};
 use crate::api::events::Events as Notices;
@@ -67,7 +68,9 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
     let contact = Contact::new(requests.clone());
     let mut stale = contact.subscribe();
     let source = OpenSource::open(&config.source, contact).await?;
+    alone::refuse_others(&config.pin_dir)?;
     let pins = PinDir::open(&config.pin_dir)?;
+    let _presence = alone::announce(&config.pin_dir)?;
     let (update_sender, mut updates) = mpsc::channel::<Vec<Update>>(QUEUE);
     let (node_sender, mut node_changes) = mpsc::channel::<Vec<NodeChange>>(QUEUE);
     let (cidr_sender, pod_cidrs) = watch::channel(Vec::new());
