@@ -83,7 +83,10 @@ impl Agent {
             Source::Manifests(folder) => command.arg("--manifests").arg(folder),
             Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
         };
-        command.args(["--node-name", &node.name]).arg("--pin-dir").arg(&node.pin_dir);
+        if !options.extra.iter().any(|argument| argument == "--node-name") {
+            command.args(["--node-name", &node.name]);
+        }
+        command.arg("--pin-dir").arg(&node.pin_dir);
         lab.guard().folder(&state_dir(&node.pin_dir));
         command.arg("--cni-cache-dir").arg(node.cni_cache());
         if !options.extra.iter().any(|argument| argument == "--cgroup") {

@@ -1,6 +1,7 @@
 //! A real API server with its etcd, on the underlay: objects written to it as a client does, and a kubeconfig for agents.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -196,6 +198,53 @@ impl ControlPlane {
         self.start_api_server(guard)
     }
 
+    /// SIGKILL to etcd, or a new one over the same data. The API server goes on meanwhile, and answers nothing.
+    pub fn kill_etcd(&mut self) -> Result<()> {
+        let mut child = self.children.remove(0);
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    pub fn restart_etcd(&mut self, guard: &Guard) -> Result<()> {
+        self.start_etcd(guard)?;
+        self.children.rotate_right(1);
+        self.wait_ready()
+    }
+
+    /// etcd forgets every state but the one that is now.
+    pub fn compact(&self) -> Result<()> {
+        let range = self.ask_etcd("range", &json!({"key": "AA=="}))?;
+        let revision = range["header"]["revision"].as_str().with_context(|| format!("no revision in {range}"))?;
+        let done = self.ask_etcd("compaction", &json!({"revision": revision, "physical": true}))?;
+        ensure!(done["header"].is_object(), "etcd does not compact: {done}");
+        Ok(())
+    }
+
+    /// Puts an object where the API server keeps it, unseen by its validation.
+    pub fn put_raw(&self, key: &str, object: &Value) -> Result<()> {
+        let [key, value] = [key.to_owned(), object.to_string()].map(|text| BASE64_STANDARD.encode(text));
+        let done = self.ask_etcd("put", &json!({"key": key, "value": value}))?;
+        ensure!(done["header"].is_object(), "etcd does not take it: {done}");
+        Ok(())
+    }
+
+    /// Over its JSON gateway.
+    fn ask_etcd(&self, what: &str, question: &Value) -> Result<Value> {
+        let answer = self.netns.run(|| -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(ETCD.trim_start_matches("http://"))?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            let body = question.to_string();
+            let length = body.len();
+            write!(stream, "POST /v3/kv/{what} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        Ok(serde_json::from_str(body)?)
+    }
+
     /// Creates or changes an object, its status included.
     pub fn put(&self, object: &Value) -> Result<()> {
         self.with_client(async |client| put(client, object).await)
@@ -213,12 +262,12 @@ impl ControlPlane {
 
     /// Many with one connection, in order.
     pub fn put_all(&self, objects: &[Value]) -> Result<()> {
-        self.with_client(async |client| {
-            for object in objects {
-                put(client.clone(), object).await?;
-            }
-            Ok(())
-        })
+        self.writer().put_all(objects)
+    }
+
+    /// Writes objects while something happens to the servers.
+    pub fn writer(&self) -> Writer {
+        Writer { netns: self.netns.clone(), kubeconfig: self.kubeconfig.clone() }
     }
 
     /// Makes many that are not there yet, [`CREATED_AT_ONCE`] at a time, in no certain order.
@@ -249,6 +298,25 @@ impl ControlPlane {
     /// Inside the underlay's namespace, with a connection of its own.
     pub fn with_client<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
         with_client(&self.netns, &self.kubeconfig, work)
+    }
+}
+
+/// An administrator.
+#[derive(Clone)]
+pub struct Writer {
+    netns: Netns,
+    kubeconfig: PathBuf,
+}
+
+impl Writer {
+    /// See [`ControlPlane::put_all`].
+    pub fn put_all(&self, objects: &[Value]) -> Result<()> {
+        with_client(&self.netns, &self.kubeconfig, async |client| {
+            for object in objects {
+                put(client.clone(), object).await?;
+            }
+            Ok(())
+        })
     }
 }
 
