@@ -186,7 +186,8 @@ mod tests {
 
     #[test]
     fn proxies_are_those_of_client_go() {
-        let cases: [(&str, Option<&str>, &[(&str, &str)], Result<Option<&str>, &str>); 16] = [
+        type Case<'a> = (&'a str, Option<&'a str>, &'a [(&'a str, &'a str)], Result<Option<&'a str>, &'a str>);
+        let cases: [Case; 16] = [
             ("https://10.96.0.1", None, &[], Ok(None)),
             ("https://10.96.0.1", None, &[("HTTPS_PROXY", "http://proxy:3128")], Ok(Some("http://proxy:3128/"))),
             ("https://10.96.0.1", None, &[("https_proxy", "proxy:3128")], Ok(Some("http://proxy:3128/"))),

@@ -194,9 +194,10 @@ impl Index {
         self.services.own()
     }
 
-    /// One that is gone and its successor may both be there.
-    pub fn pods_named(&self, name: &ObjectName) -> impl Iterator<Item = PodId> {
-        self.names.get(name).into_iter().flatten().copied()
+    /// Pods of one name: one that is gone and its successor may both be there.
+    pub fn pods_named<'a>(&'a self, name: &'a ObjectName) -> impl Iterator<Item = PodId> + 'a {
+        let first = PodKey { name: name.clone(), uid: Arc::default() };
+        self.keys.range(first..).take_while(move |(key, _)| key.name == *name).map(|(_, id)| *id)
     }
 
     pub fn policy(&self, name: &ObjectName) -> Option<&Arc<PolicyFacts>> {
@@ -238,12 +239,6 @@ impl Index {
     /// Which pod is behind a veth, `None` where there is no such veth.
     pub fn identity(&self, ifindex: u32) -> Option<Identity> {
         self.veths.identity(ifindex)
-    }
-
-    /// Pods of one name: one that was recreated may be known beside the one before.
-    fn named<'a>(&'a self, name: &'a ObjectName) -> impl Iterator<Item = PodId> + 'a {
-        let first = PodKey { name: name.clone(), uid: Arc::default() };
-        self.keys.range(first..).take_while(move |(key, _)| key.name == *name).map(|(_, id)| *id)
     }
 
     fn slot(&self, id: PodId) -> Option<&Pod> {

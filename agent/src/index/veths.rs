@@ -223,7 +223,7 @@ impl Index {
     /// A name alone may be that of a pod which is gone but whose end has not been told: its addresses must not speak
     /// against it, and a finished pod must be recognised by them.
     fn find_by_name(&self, veth: &Veth, name: &ObjectName) -> Found {
-        let ids = self.named(name);
+        let ids = self.pods_named(name);
         let here = ids.filter_map(|id| Some((id, self.pod(id)?))).filter(|(_, pod)| self.is_here(pod));
         let named: Vec<(PodId, &PodFacts)> = here.collect();
         let has = |pod: &PodFacts| routable(veth).any(|address| pod.addresses.contains(&address));

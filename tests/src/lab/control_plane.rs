@@ -201,9 +201,9 @@ impl ControlPlane {
     /// SIGKILL to etcd, or a new one over the same data. The API server goes on meanwhile, and answers nothing.
     pub fn kill_etcd(&mut self) -> Result<()> {
         let mut child = self.children.remove(0);
-        child.kill()?;
+        let killed = child.kill();
         child.wait()?;
-        Ok(())
+        Ok(killed?)
     }
 
     pub fn restart_etcd(&mut self, guard: &Guard) -> Result<()> {

@@ -145,10 +145,10 @@ async fn answer(
     match now {
         Meddling::Cut => return Err(io::ErrorKind::ConnectionAborted.into()),
         Meddling::Delay(time) => tokio::time::sleep(time).await,
-        Meddling::Answer { resource, status, body } => {
-            if resource.is_none_or(|resource| request.uri().path().ends_with(resource)) {
-                return Ok(made(status, body.to_owned()));
-            }
+        Meddling::Answer { resource, status, body }
+            if resource.is_none_or(|resource| request.uri().path().ends_with(resource)) =>
+        {
+            return Ok(made(status, body.to_owned()));
         }
         _ => {}
     }

@@ -7,7 +7,6 @@ use palisade_tests::lab::agent::{Source, palisade};
 use palisade_tests::lab::probe::Probe;
 use palisade_tests::lab::server::Server;
 use palisade_tests::lab::{Agent, AgentOptions, Manifests, Netns, Pod, PodSpec, Transport};
-use serde_json::Value;
 
 use crate::counter::Counter;
 use crate::neighbours::attach_tcx;
