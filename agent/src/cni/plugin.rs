@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::PLUGIN;
+use super::conflist::FILE;
 use super::protocol::{Answer, Attachment, Refusal, Request, code, key};
 
 /// Versions of the specification with results that name interfaces, oldest first.
@@ -164,7 +165,8 @@ fn answered(socket: &Path, answer: io::Result<Answer>) -> Answer {
     answer.unwrap_or_else(|error| {
         let message = format!(
             "the palisade agent of this node does not answer at {} ({error}); no pod is started that it does not enforce. \
-             Is its pod running? It is tried again",
+             Is its pod running? It is tried again. If Palisade was removed, this node was not cleaned: `palisade uninstall` cleans it, and \
+             removing {FILE} from the folder of CNI configurations lets pods start",
             socket.display()
         );
         Err(refuse(code::TRY_AGAIN_LATER, message))

@@ -90,7 +90,9 @@ impl Status {
         let agent = match running {
             true => format!("running, {version}"),
             false => {
-                "not running: what is in the tables stays enforced, and nothing that changes is taken in".to_owned()
+                "not running: what is in the tables stays enforced until it runs again or `palisade uninstall` ends it, and nothing that \
+                 changes is taken in"
+                    .to_owned()
             }
         };
         let enforced = match (not_ready, running) {
@@ -112,7 +114,13 @@ impl Status {
             true => format!("REFUSED to pods with an egress policy: {}", exits_missing.join("; ")),
         };
         let new_pods = match cni {
-            Some([conf_dir, _]) => format!("start once they are enforced, by palisade-cni in {}", conf_dir.display()),
+            Some([conf_dir, _]) if running => {
+                format!("start once they are enforced, by palisade-cni in {}", conf_dir.display())
+            }
+            Some([conf_dir, _]) => format!(
+                "do not start until an agent runs, or `palisade cni uninstall` takes palisade-cni out of {}",
+                conf_dir.display()
+            ),
             None => {
                 "are closed once they are noticed; this agent does not see to palisade-cni (--cni-conf-dir)".to_owned()
             }
@@ -195,6 +203,7 @@ mod tests {
         let lines = status.lines();
         assert!(lines[1].contains("not running"), "{lines:?}");
         assert_eq!(lines[2], "enforced         as when the agent ended");
+        assert!(lines[5].starts_with("new pods         do not start until an agent runs"), "{lines:?}");
         assert!(lines[4].ends_with("1 NOT ENFORCED"), "{lines:?}");
         assert_eq!(lines[6], "Service traffic  REFUSED to pods with an egress policy: eth1 lacks its program: no");
         status.entry.not_ready = Some("stuck".to_owned());
