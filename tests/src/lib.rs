@@ -1,7 +1,8 @@
-//! Proof: the oracle, written and random cases, the judges, the lab of network namespaces.
+//! Proof: the oracle, written and random cases, the judges, the lab of network namespaces, clusters of whole nodes.
 
 pub mod bench;
 pub mod case;
+pub mod cluster;
 pub mod expand;
 pub mod frame;
 pub mod fuzz;

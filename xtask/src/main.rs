@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod command;
 mod fuzz;
 mod image;
@@ -24,6 +25,8 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   test     everything that must pass, from formatting to the live lab; `test --list` names the stages,
            `test STAGE…` runs only these
   demo     a node in network namespaces before and after the agent; `--keep` leaves it standing
+  cluster  whole nodes with kubelet, containerd, Flannel and kube-proxy on this machine, Palisade installed in them, and what is tried
+           there: `--help` says what; `--keep` leaves them standing, `cluster down` removes them (docs/cluster.md)
   fuzz     arbitrary input before parser, decision function and door: `fuzz [TARGET…] [--seconds N] [--keep]`;
            `--keep` puts the fewest inputs that lead everywhere into tests/fuzz/corpus
   prove    random cases before three judges: `--cases N --seed S [--loaded N] [--threads T]`; `--help` says more
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         "build" if rest == ["--layout-test"] => build::build(build::Variant::LayoutTest).map(drop),
         "build" => build::build(build::Variant::Palisade).map(drop),
         "test" => test::run_test(&rest),
+        "cluster" => cluster::cluster(&rest),
         "demo" => lab::run_program("palisade-demo", &rest),
         "fuzz" => fuzz::fuzz(&rest),
         "prove" => prove::prove(&rest),

@@ -31,6 +31,11 @@ const STAGES: &[Stage] = &[
         run: build,
     },
     Stage { name: "live", about: "tests in the kernel, in the lab and against a real API server (root)", run: live },
+    Stage {
+        name: "cluster",
+        about: "a real node, where `cargo xtask cluster` has built its parts before (root)",
+        run: real_node,
+    },
 ];
 
 pub fn run_test(arguments: &[String]) -> Result<()> {
@@ -109,6 +114,16 @@ fn live() -> Result<()> {
     run(cargo(&["test", "--no-fail-fast", "--package", "palisade", "--package", "palisade-tests", "--test", "*"])
         .args(["--features", "palisade/live,palisade-tests/live", "--", "--test-threads=1"])
         .env(OBJECT_VARIABLE, object))
+}
+
+fn real_node() -> Result<()> {
+    if !setup::cluster_is_built()? {
+        println!("passed over: the parts of a node were not built yet (`cargo xtask cluster` builds them)");
+        return Ok(());
+    }
+    // Another program, as it ends in that of the cluster.
+    let arguments = ["xtask", "cluster", "--jobs=10", "--uninstall"];
+    run(Command::new("cargo").current_dir(paths::workspace()).args(arguments))
 }
 
 /// Given to every stage that runs tests, or cargo would build the agent anew for each. Plain `cargo test` gives none.

@@ -37,6 +37,12 @@ impl Cgroup {
         let path = root.join(name);
         guard.cgroup(&path);
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Self::open(&path)
+    }
+
+    /// One that is there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let path = path.to_owned();
         let members = fs::File::options().write(true).open(path.join("cgroup.procs"))?;
         Ok(Self { path, members: Arc::new(members) })
     }

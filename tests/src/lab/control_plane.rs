@@ -18,6 +18,15 @@ use serde_json::{Value, json};
 
 use super::{Guard, Lab, Netns, Node, Pod, PodSpec, objects, programs};
 
+/// What the API server is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Objects alone: pods are written by tests and have no accounts.
+    Objects,
+    /// Nodes with kubelets, whose pods have accounts.
+    Nodes,
+}
+
 /// Both servers; dropping them ends them. They live in the underlay's namespace, so their ports are always free.
 pub struct ControlPlane {
     netns: Netns,
@@ -26,6 +35,7 @@ pub struct ControlPlane {
     programs: PathBuf,
     /// For agents: a certificate of an administrator.
     pub kubeconfig: PathBuf,
+    profile: Profile,
 }
 
 pub(super) const PORT: u16 = 6443;
@@ -37,6 +47,10 @@ const ETCD_PEER: &str = "http://127.0.0.1:2380";
 impl ControlPlane {
     /// Starts both and waits until the API server is ready.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_for(lab, Profile::Objects)
+    }
+
+    pub fn start_for(lab: &Lab, profile: Profile) -> Result<Self> {
         let folder = lab.folder.join("control-plane");
         fs::create_dir_all(&folder)?;
         write_keys(&folder)?;
@@ -48,6 +62,7 @@ impl ControlPlane {
             children: Vec::new(),
             programs: programs::control_plane()?,
             kubeconfig,
+            profile,
         };
         plane.start_etcd(lab.guard())?;
         plane.start_api_server(lab.guard())?;
@@ -73,35 +88,61 @@ impl ControlPlane {
     fn start_api_server(&mut self, guard: &Guard) -> Result<()> {
         let file = |name: &str| self.folder.join(name).display().to_string();
         let [address, _] = Lab::UNDERLAY;
-        let arguments = [
+        let mut arguments = vec![
             format!("--etcd-servers={ETCD}"),
             format!("--bind-address={address}"),
             format!("--secure-port={PORT}"),
             format!("--advertise-address={address}"),
-            "--endpoint-reconciler-type=none".to_owned(),
             // Else an open watch holds up the end for a minute.
             "--shutdown-watch-termination-grace-period=1s".to_owned(),
             format!("--tls-cert-file={}", file("server.crt")),
             format!("--tls-private-key-file={}", file("server.key")),
             format!("--client-ca-file={}", file("ca.crt")),
-            "--authorization-mode=RBAC".to_owned(),
             "--allow-privileged=true".to_owned(),
-            // Pods of the lab have no accounts.
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-key-file={}", file("account.crt")),
             format!("--service-account-signing-key-file={}", file("account.key")),
             "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112".to_owned(),
         ];
+        let more: &[&str] = match self.profile {
+            Profile::Objects => &[
+                "--authorization-mode=RBAC",
+                "--disable-admission-plugins=ServiceAccount",
+                "--endpoint-reconciler-type=none",
+            ],
+            Profile::Nodes => &[
+                "--authorization-mode=Node,RBAC",
+                "--enable-admission-plugins=NodeRestriction",
+                "--kubelet-client-certificate=admin.crt",
+                "--kubelet-client-key=admin.key",
+                "--kubelet-preferred-address-types=InternalIP",
+            ],
+        };
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         self.spawn(guard, "kube-apiserver", &arguments)?;
         self.wait_ready()
     }
 
     fn spawn(&mut self, guard: &Guard, name: &str, arguments: &[String]) -> Result<()> {
+        let child = self.run(guard, &self.programs.join(name), arguments)?;
+        self.children.push(child);
+        Ok(())
+    }
+
+    /// Runs one more part of the control plane, in its namespace and folder, until this is dropped. It logs to NAME.log there.
+    pub fn spawn_program(&mut self, guard: &Guard, program: &Path, arguments: &[String]) -> Result<()> {
+        let child = self.run(guard, program, arguments)?;
+        // The API server stays the last.
+        self.children.insert(0, child);
+        Ok(())
+    }
+
+    fn run(&self, guard: &Guard, program: &Path, arguments: &[String]) -> Result<Child> {
+        let name = program.file_name().context("a program has a name")?.to_string_lossy();
         let log = File::options().create(true).append(true).open(self.folder.join(format!("{name}.log")))?;
         let child = self
             .netns
-            .command(self.programs.join(name))
+            .command(program)
             .args(arguments)
             .current_dir(&self.folder)
             .stdin(Stdio::null())
@@ -111,8 +152,7 @@ impl ControlPlane {
             .spawn()
             .with_context(|| format!("cannot run {name}"))?;
         guard.process(child.id());
-        self.children.push(child);
-        Ok(())
+        Ok(child)
     }
 
     fn wait_ready(&mut self) -> Result<()> {
@@ -157,11 +197,7 @@ impl ControlPlane {
     /// A kubeconfig of an account that may list and watch these resources (API group, name), and do nothing else. Called
     /// again, it changes what the account may.
     pub fn reader(&self, name: &str, readable: &[(&str, &str)]) -> Result<PathBuf> {
-        let kubeconfig = self.folder.join(format!("{name}.kubeconfig"));
-        if !kubeconfig.exists() {
-            request(&self.folder, name, &format!("/CN={name}"), SIGNED)?;
-            fs::write(&kubeconfig, serde_norway::to_string(&kubeconfig_of(&self.folder, name))?)?;
-        }
+        let kubeconfig = self.credentials(name, &format!("/CN={name}"))?;
         let rules: Vec<Value> = readable
             .iter()
             .map(|(group, name)| json!({"apiGroups": [group], "resources": [name], "verbs": ["get", "list", "watch"]}))
@@ -184,6 +220,26 @@ impl ControlPlane {
     /// Of etcd and the API server.
     pub fn processes(&self) -> Vec<u32> {
         self.children.iter().map(Child::id).collect()
+    }
+
+    /// A kubeconfig of this name whose certificate has this subject; made where it is not there yet.
+    pub fn credentials(&self, name: &str, subject: &str) -> Result<PathBuf> {
+        let kubeconfig = self.folder.join(format!("{name}.kubeconfig"));
+        if !kubeconfig.exists() {
+            request(&self.folder, name, subject, SIGNED)?;
+            fs::write(&kubeconfig, serde_norway::to_string(&kubeconfig_of(&self.folder, name))?)?;
+        }
+        Ok(kubeconfig)
+    }
+
+    /// With its keys, kubeconfigs and logs.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Leaves its processes to the guard.
+    pub fn keep(mut self) {
+        self.children.clear();
     }
 
     /// SIGKILL to the API server, or a new one over the same etcd.

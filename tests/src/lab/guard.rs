@@ -59,7 +59,12 @@ impl Guard {
         self.tell(&format!("folder {}", path.display()));
     }
 
-    /// A cgroup without children. Its members are ended first, as they are told later.
+    /// An empty folder, which is in the way of nothing; it goes only if it is still empty.
+    pub fn mount_point(&self, path: &Path) {
+        self.tell(&format!("mount-point {}", path.display()));
+    }
+
+    /// A cgroup, with those below it. Its members are ended first, as they are told later.
     pub fn cgroup(&self, path: &Path) {
         self.tell(&format!("cgroup {}", path.display()));
     }
@@ -112,8 +117,13 @@ impl Drop for GuardProcess {
 pub fn watch(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let list = folder.join(LIST);
-    let mut file = fs::File::create(&list).with_context(|| format!("cannot write {}", list.display()))?;
-    writeln!(file, "folder {}", folder.display())?;
+    // A lab that was left standing goes on.
+    let begun = list.exists();
+    let file = fs::File::options().create(true).append(true).open(&list);
+    let mut file = file.with_context(|| format!("cannot write {}", list.display()))?;
+    if !begun {
+        writeln!(file, "folder {}", folder.display())?;
+    }
     println!("ready");
     for line in BufReader::new(std::io::stdin()).lines() {
         let line = line?;
@@ -170,6 +180,10 @@ fn remove(line: &str) -> Result<()> {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
             Err(_) | Ok(()) => Ok(()),
         },
+        "mount-point" => {
+            let _ = fs::remove_dir(what);
+            Ok(())
+        }
         "cgroup" => remove_cgroup(Path::new(what)),
         other => bail!("odd kind `{other}`"),
     }
@@ -177,6 +191,11 @@ fn remove(line: &str) -> Result<()> {
 
 /// What was killed is a member until it is gone, which the kernel does in its own time and does not tell us.
 fn remove_cgroup(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path())?;
+        }
+    }
     let end = Instant::now() + Duration::from_secs(5);
     loop {
         match fs::remove_dir(path) {

@@ -96,6 +96,14 @@ impl Lab {
         Ok(Self { prefix, folder, underlay, guard })
     }
 
+    /// One that was left standing.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let prefix = folder.file_name().context("a lab's folder has a name")?.to_string_lossy().into_owned();
+        let underlay = Netns::open(&format!("{prefix}-underlay"))?;
+        let guard = Guard::start(folder)?;
+        Ok(Self { prefix, folder: folder.to_owned(), underlay, guard })
+    }
+
     /// The folder of the lab's own bpffs; agents get a folder each in it.
     pub fn bpffs(&self) -> PathBuf {
         self.folder.join("bpf")

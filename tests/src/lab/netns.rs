@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -41,8 +41,12 @@ impl Netns {
 
     /// One that is there.
     pub fn open(name: &str) -> Result<Self> {
-        let path = PathBuf::from("/run/netns").join(name);
-        let handle = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Self::at(name, &PathBuf::from("/run/netns").join(name))
+    }
+
+    /// One that somebody else has made, and calls by a file elsewhere. Its `path` is not that file.
+    pub fn at(name: &str, path: &Path) -> Result<Self> {
+        let handle = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         Ok(Self { name: name.into(), handle: Arc::new(handle) })
     }
 

@@ -28,6 +28,11 @@ pub fn dns() -> Result<PathBuf> {
     find("lab/dns/coredns").context("CoreDNS is not built: `cargo xtask setup`")
 }
 
+/// A program of a cluster's nodes: of folder `part` of `cargo xtask cluster`.
+pub fn of_cluster(part: &str, name: &str) -> Result<PathBuf> {
+    find(&format!("lab/{part}/{name}")).with_context(|| format!("{name} is not built: `cargo xtask cluster`"))
+}
+
 /// The static agent.
 pub fn agent() -> Result<PathBuf> {
     find("release/palisade").context("the agent is not built: `cargo xtask build`")

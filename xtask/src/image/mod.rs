@@ -1,7 +1,7 @@
 //! `cargo xtask image`: the image as an OCI layout and an archive of it, made without a container engine; and
 //! `cargo xtask sbom`, the bill of materials that is inside.
 
-mod archive;
+pub mod archive;
 mod contents;
 mod layout;
 mod options;
@@ -34,7 +34,7 @@ pub fn image(arguments: &[String]) -> Result<()> {
     fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
     let mut images = Vec::new();
     for platform in options.platforms()? {
-        images.push(image_for(platform, &origin, &output)?);
+        images.push(image_for(platform, options.variant, &origin, &output)?);
     }
     let layout = layout::layout(&images, &origin, &options.reference)?;
     let name = options.file_name()?;
@@ -77,12 +77,12 @@ fn origin(source: Option<String>) -> Result<Origin> {
     Ok(Origin { revision: build::commit(), source, created })
 }
 
-fn image_for(platform: Platform, origin: &Origin, output: &Path) -> Result<Image> {
+fn image_for(platform: Platform, variant: Variant, origin: &Origin, output: &Path) -> Result<Image> {
     let machine = Machine::of(platform)?;
-    let program = build::build_for(&machine, Variant::Palisade)?;
+    let program = build::build_for(&machine, variant)?;
     let plugin = program.with_file_name(PLUGIN.name);
-    for program in [&program, &plugin] {
-        says_its_version(&machine, program, origin)?;
+    for (program, entry) in [(&program, PROGRAM), (&plugin, PLUGIN)] {
+        says_its_version(&machine, program, entry.name, origin)?;
     }
     let bill = write_bill(&machine, platform, origin, output)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
@@ -97,8 +97,7 @@ fn image_for(platform: Platform, origin: &Origin, output: &Path) -> Result<Image
 }
 
 /// That it starts, and is what it should be. Another machine's programs are run by qemu.
-fn says_its_version(machine: &Machine, program: &Path, origin: &Origin) -> Result<()> {
-    let name = program.file_name().and_then(|name| name.to_str()).context("a program has a name")?;
+fn says_its_version(machine: &Machine, program: &Path, name: &str, origin: &Origin) -> Result<()> {
     let how = if machine.cross.is_some() { " under qemu" } else { "" };
     step(&format!("{name} --version{how}"), || {
         let mut command = match &machine.cross {

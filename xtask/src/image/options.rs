@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::contents::VERSION;
 use super::reference::Reference;
+use crate::build::Variant;
 use crate::command::output;
 use crate::machine::Platform;
 
@@ -18,6 +19,8 @@ pub struct Options {
     pub output: Option<PathBuf>,
     /// Where the sources are published.
     pub source: Option<String>,
+    /// Which agent.
+    pub variant: Variant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,16 +36,21 @@ pub enum Platforms {
 impl Options {
     pub fn parse(arguments: &[String]) -> Result<Self> {
         let reference = format!("palisade:{VERSION}").parse()?;
-        let mut options = Self { platforms: Platforms::This, reference, output: None, source: None };
+        let mut options =
+            Self { platforms: Platforms::This, reference, output: None, source: None, variant: Variant::Palisade };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
+            if argument == "--layout-test" {
+                options.variant = Variant::LayoutTest;
+                continue;
+            }
             let value = arguments.next().with_context(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--platform" => options.platforms = Platforms::parse(value?)?,
                 "--tag" => options.reference = value?.parse()?,
                 "--output" => options.output = Some(value?.into()),
                 "--source" => options.source = Some(value?.clone()),
-                _ => bail!("there is no `{argument}`, only --platform, --tag, --output and --source"),
+                _ => bail!("there is no `{argument}`, only --platform, --tag, --output, --source and --layout-test"),
             }
         }
         Ok(options)
@@ -92,6 +100,8 @@ mod tests {
     fn options_are_read() {
         let plain = parse("").expect("nothing need be said");
         assert_eq!((plain.platforms, plain.reference.name.as_str()), (Platforms::This, "palisade"));
+        assert_eq!(plain.variant, Variant::Palisade);
+        assert_eq!(parse("--layout-test --tag palisade:2").expect("an agent for tests").variant, Variant::LayoutTest);
         let all = parse("--platform all --tag a/b:1 --output /o --source https://example.org/p").expect("all of them");
         assert_eq!(
             (all.platforms, all.reference.to_string().as_str(), all.output, all.source.as_deref()),

@@ -67,7 +67,11 @@ pub fn provide_emulator(platform: Platform) -> Result<(PathBuf, String)> {
 }
 
 /// A folder of the cache with what these packages hold below `root`, and what `finish` adds.
-fn unpacked(name: &str, packages: &[String], finish: impl FnOnce(&Path) -> Result<()>) -> Result<(PathBuf, String)> {
+pub(super) fn unpacked(
+    name: &str,
+    packages: &[String],
+    finish: impl FnOnce(&Path) -> Result<()>,
+) -> Result<(PathBuf, String)> {
     let by_hand = || format!("install these by hand: {}", packages.join(" "));
     let folder = paths::cache()?.join(format!("{name}-{}", debian::release().with_context(by_hand)?));
     if folder.exists() {

@@ -74,7 +74,7 @@ pub fn provide_helm() -> Result<(PathBuf, String)> {
 }
 
 /// Without these a program of Kubernetes does not know which release it is.
-fn release_flags(module: &Path) -> Result<String> {
+pub(super) fn release_flags(module: &Path) -> Result<String> {
     let asked = ["list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"];
     let version = output(Command::new("go").args(asked).current_dir(module))?;
     let version = version.trim();
@@ -83,13 +83,18 @@ fn release_flags(module: &Path) -> Result<String> {
     Ok(format!("-s -w -X {variable}.gitVersion={version} -X {variable}.gitMajor=1 -X {variable}.gitMinor={minor}"))
 }
 
-fn modules() -> PathBuf {
+pub(super) fn modules() -> PathBuf {
     paths::workspace().join("tests/go")
 }
 
-/// The cache's folder for these sources; made by `make` where it is not there yet.
-fn cached(name: &str, sources: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<(PathBuf, String)> {
-    let folder = paths::cache()?.join(format!("{name}-{:016x}", fingerprint(sources)?));
+/// The cache's folder for these sources, whether it is there or not.
+pub(super) fn place(name: &str, sources: &Path) -> Result<PathBuf> {
+    Ok(paths::cache()?.join(format!("{name}-{:016x}", fingerprint(sources)?)))
+}
+
+/// The same; made by `make` where it is not there yet.
+pub(super) fn cached(name: &str, sources: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<(PathBuf, String)> {
+    let folder = place(name, sources)?;
     if folder.exists() {
         return Ok((folder, "present".into()));
     }
@@ -103,16 +108,19 @@ fn cached(name: &str, sources: &Path, make: impl FnOnce(&Path) -> Result<()>) ->
     Ok((folder, "built".into()))
 }
 
-fn build(module: &Path, folder: &Path, name: &str, package: &str, flags: &str) -> Result<()> {
-    run(Command::new("go")
+pub(super) fn build(module: &Path, folder: &Path, name: &str, package: &str, flags: &str) -> Result<()> {
+    run(go(module)
         .args(["build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o"])
         .arg(folder.join(name))
-        .arg(package)
-        .current_dir(module)
-        // Static, so that the programs also run in bare namespaces; and no workspace of the user's takes part.
-        .env("CGO_ENABLED", "0")
-        .env("GOWORK", "off")
-        .env_remove("GOFLAGS"))
+        .arg(package))
+}
+
+/// In this module, not yet told what to do.
+pub(super) fn go(module: &Path) -> Command {
+    let mut command = Command::new("go");
+    // Static, so that the programs also run in bare namespaces; and no workspace of the user's takes part.
+    command.current_dir(module).env("CGO_ENABLED", "0").env("GOWORK", "off").env_remove("GOFLAGS");
+    command
 }
 
 /// FNV-1a over the names and contents of all files: a key of a cache, not a defence.

@@ -1,5 +1,6 @@
 //! What a machine needs beyond the checkout. Every step looks first, does only what is missing, and can be repeated.
 
+mod cluster;
 mod cross;
 mod debian;
 mod go;
@@ -65,6 +66,28 @@ pub fn services() -> Result<()> {
     step("packages of kube-proxy", || packages::provide(packages::KUBE_PROXY))?;
     link("kube-proxy", &step("kube-proxy", go::provide_kube_proxy)?)?;
     link("dns", &step("CoreDNS", go::provide_dns)?)
+}
+
+/// What whole nodes are made of, as `target/lab/kubernetes`, `target/lab/flannel` and `target/lab/containerd`.
+pub fn cluster() -> Result<()> {
+    link("kubernetes", &step("kubelet, controllers, scheduler, kubectl, agnhost", cluster::provide_kubernetes)?)?;
+    link("flannel", &step("flanneld and its CNI plugin", cluster::provide_flannel)?)?;
+    link("containerd", &step("containerd and runc", cluster::provide_containerd)?)
+}
+
+/// Helm as `target/lab/helm`.
+pub fn chart() -> Result<()> {
+    link("helm", &step("helm", go::provide_helm)?)
+}
+
+/// Whether [`cluster`] has nothing to do that takes long.
+pub fn cluster_is_built() -> Result<bool> {
+    cluster::is_built()
+}
+
+/// Kubernetes' end-to-end tests as `target/lab/e2e`.
+pub fn e2e() -> Result<()> {
+    link("e2e", &step("Kubernetes' end-to-end tests", cluster::provide_e2e)?)
 }
 
 /// Helm, the program.
