@@ -16,6 +16,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
+use super::keys::{SIGNED, kubeconfig_of, request, write_keys};
 use super::{Guard, Lab, Netns, Node, Pod, PodSpec, objects, programs};
 
 /// What the API server is for.
@@ -32,6 +33,8 @@ pub struct ControlPlane {
     netns: Netns,
     folder: PathBuf,
     children: Vec<Child>,
+    /// What else was started with them.
+    others: Vec<Child>,
     programs: PathBuf,
     /// For agents: a certificate of an administrator.
     pub kubeconfig: PathBuf,
@@ -60,6 +63,7 @@ impl ControlPlane {
             netns: lab.underlay.clone(),
             folder,
             children: Vec::new(),
+            others: Vec::new(),
             programs: programs::control_plane()?,
             kubeconfig,
             profile,
@@ -132,8 +136,7 @@ impl ControlPlane {
     /// Runs one more part of the control plane, in its namespace and folder, until this is dropped. It logs to NAME.log there.
     pub fn spawn_program(&mut self, guard: &Guard, program: &Path, arguments: &[String]) -> Result<()> {
         let child = self.run(guard, program, arguments)?;
-        // The API server stays the last.
-        self.children.insert(0, child);
+        self.others.push(child);
         Ok(())
     }
 
@@ -240,6 +243,7 @@ impl ControlPlane {
     /// Leaves its processes to the guard.
     pub fn keep(mut self) {
         self.children.clear();
+        self.others.clear();
     }
 
     /// SIGKILL to the API server, or a new one over the same etcd.
@@ -393,7 +397,7 @@ pub fn with_client<T: Send>(
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        for child in &mut self.children {
+        for child in self.children.iter_mut().chain(&mut self.others) {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -441,47 +445,4 @@ fn api_of(client: Client, object: &Value) -> Result<(Api<DynamicObject>, String)
         None => Api::all_with(client, &resource),
     };
     Ok((api, name))
-}
-
-/// Signed by the lab's authority.
-const SIGNED: &[&str] = &["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
-
-/// An authority, the server's and an administrator's certificates, and the key that signs accounts' tokens.
-fn write_keys(folder: &Path) -> Result<()> {
-    let [v4, v6] = Lab::UNDERLAY;
-    request(folder, "ca", "/CN=lab", &[])?;
-    request(folder, "account", "/CN=account", &[])?;
-    let names = format!("subjectAltName=IP:{v4},IP:{v6},IP:127.0.0.1,IP:10.96.0.1,DNS:localhost");
-    request(folder, "server", "/CN=kube-apiserver", &[SIGNED, &["-addext", &names]].concat())?;
-    request(folder, "admin", "/O=system:masters/CN=admin", SIGNED)
-}
-
-/// NAME.key and NAME.crt.
-fn request(folder: &Path, name: &str, subject: &str, more: &[&str]) -> Result<()> {
-    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
-    let mut command = Command::new("openssl");
-    command.current_dir(folder).args(["req", "-x509", "-days", "30"]).args(curve);
-    command.args(["-keyout", &key, "-out", &certificate, "-subj", subject]).args(more);
-    let output = command.output().context("cannot run openssl")?;
-    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
-fn kubeconfig_of(folder: &Path, user: &str) -> Value {
-    let [address, _] = Lab::UNDERLAY;
-    json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "lab",
-        "clusters": [{"name": "lab", "cluster": {
-            "server": format!("https://{address}:{PORT}"),
-            "certificate-authority": folder.join("ca.crt"),
-        }}],
-        "users": [{"name": user, "user": {
-            "client-certificate": folder.join(format!("{user}.crt")),
-            "client-key": folder.join(format!("{user}.key")),
-        }}],
-        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user}}],
-    })
 }

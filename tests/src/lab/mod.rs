@@ -10,6 +10,7 @@ pub mod cni;
 pub mod control_plane;
 pub mod dns;
 pub mod guard;
+mod keys;
 pub mod meddler;
 pub mod netns;
 pub mod node;
