@@ -94,7 +94,8 @@ impl Daemons<'_> {
             "clusterDomain": "cluster.local",
             "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
             "enforceNodeAllocatable": ["pods"],
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            // The disk is the machine's, and others fill it.
+            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "100Mi", "imagefs.available": "100Mi"},
             "failCgroupV1": false,
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
