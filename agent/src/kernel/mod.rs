@@ -150,8 +150,8 @@ impl Kernel {
         let mut predecessors = Predecessors::find(&pins)?;
         // Where an agent was, its programs are there to be replaced, and what has none is to be closed.
         let is_first = predecessors.is_empty() && !pins.map("CONFIG").exists();
-        let interfaces = if is_first && mode == AttachMode::Tcx { interfaces } else { &[] };
         let FoundMaps { held, forgetful, remade } = found::maps(&pins, sizes)?;
+        let interfaces = if is_first && !remade && mode == AttachMode::Tcx { interfaces } else { &[] };
         let mut ebpf = placeholder::beside(&pins, interfaces, || load(&pins, sizes, &held, settings))?;
         let mut maps = Maps::take(&mut ebpf)?;
         if let Err(error) = predecessors::keep_types(&pins) {
