@@ -130,15 +130,27 @@ impl Scene {
             ),
         ];
         wait("the API server takes objects again", || self.plane.put_all(&made).is_ok());
-        wait("the agent knows them", || {
+        let port = port.to_string();
+        let end = Instant::now() + DEADLINE;
+        loop {
             let tables = tables(&self.node);
             let has = |table: &str, parts: &[&str]| {
                 let is_it = |row: &String| parts.iter().all(|part| row.contains(part));
                 tables.get(table).is_some_and(|rows| rows.iter().any(is_it))
             };
-            let port = port.to_string();
-            has("RULES", &[&address, &port, "web/mark"]) && has("SERVICES", &[&port]) && self.ready().1 == "ok\n"
-        });
+            let ready = self.ready().1;
+            let seen = [has("RULES", &[&address, &port, "web/mark"]), has("SERVICES", &[&port]), ready == "ok\n"];
+            if seen == [true; 3] {
+                return;
+            }
+            let log = || self.agent().log_text();
+            assert!(
+                Instant::now() < end,
+                "not known are rule, Service, or that all is well: {seen:?} {ready}\n{}",
+                log()
+            );
+            sleep(Duration::from_millis(20));
+        }
     }
 
     /// Objects change for a while.

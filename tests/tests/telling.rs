@@ -142,7 +142,7 @@ fn an_object_that_says_nothing_sensible_isolates_and_is_told_of_on_the_object() 
     let agent = scene.start_with(&options);
     wait("an Event tells of it", || !scene.events("many").is_empty());
     let note = scene.events("many")[0].note.clone().unwrap_or_default();
-    assert!(note.starts_with("on node one: spec.ingress[0].from["), "{note}");
+    assert!(note.starts_with("on node one: spec.ingress[0]: an ipBlock does not fit"), "{note}");
     assert_eq!(scene.events("odd").len(), 1, "told before");
     assert_eq!(scene.events("good").len(), 0);
     // One that selects no pod of this node is left to others.

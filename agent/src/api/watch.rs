@@ -72,8 +72,8 @@ struct Watch<S: Shape> {
     listed: bool,
     /// A failure was told, and no success since.
     failing: bool,
-    /// It was one of a watch that had begun: only a list, or what another watch tells, takes it back.
-    doubted: bool,
+    /// It was one of a watch that had begun: a list, what another watch tells, or one that stands for so long takes it back.
+    doubted: Option<Duration>,
     /// When the failure that goes on was last told.
     warned: Option<Instant>,
 }
@@ -93,7 +93,7 @@ pub(super) fn stream_of<S: Shape>(
         waits: Waits { wait, last: None, gone: false },
         listed: false,
         failing: false,
-        doubted: false,
+        doubted: None,
         warned: None,
     };
     stream::unfold(watch, |mut watch| async move {
@@ -150,14 +150,14 @@ impl<S: Shape> Watch<S> {
             State::Listed { version } => {
                 self.state = State::Resume { version };
                 self.listed = true;
-                self.doubted = false;
+                self.doubted = None;
                 Ok(bare(Change::Relisted(S::KIND)))
             }
             State::Initial(lines) => self.initial(lines).await,
             State::Resume { version } => {
                 self.state = State::Resume { version: version.clone() };
                 let lines = wire::watch(&self.client, Since::Version(&version), chance()).await?;
-                if !self.doubted {
+                if self.doubted.is_none() {
                     self.succeeded();
                 }
                 self.state = State::Following { version, lines, begun: Instant::now(), heard: false };
@@ -165,7 +165,11 @@ impl<S: Shape> Watch<S> {
             }
             State::Following { version, lines, begun, heard } => {
                 let followed = self.follow(version, lines, begun, heard).await;
-                self.doubted |= followed.is_err();
+                if let Err(failure) = &followed {
+                    // After a silence the next bookmark has to come.
+                    let stands = if matches!(failure, Failure::Silent(_)) { SILENCE_MAX } else { WATCH_MIN };
+                    self.doubted = Some(stands);
+                }
                 followed
             }
         }
@@ -207,7 +211,13 @@ impl<S: Shape> Watch<S> {
         begun: Instant,
         heard: bool,
     ) -> Result<Option<Update>, Failure> {
-        let line = match lines.next(SILENCE_MAX).await {
+        let line = match lines.next(self.doubted.unwrap_or(SILENCE_MAX)).await {
+            // Where nothing changes, nothing is told for a minute.
+            Err(Failure::Silent(stood)) if stood < SILENCE_MAX => {
+                self.succeeded();
+                self.state = State::Following { version, lines, begun, heard };
+                return Ok(None);
+            }
             Ok(Some(Line::Error(status))) => {
                 let failure = Failure::from(status);
                 if !failure.is_gone() {
@@ -250,7 +260,7 @@ impl<S: Shape> Watch<S> {
     }
 
     fn succeeded(&mut self) {
-        self.doubted = false;
+        self.doubted = None;
         if std::mem::take(&mut self.failing) {
             self.contact.seen(S::KIND);
         }

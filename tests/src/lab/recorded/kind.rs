@@ -71,7 +71,8 @@ impl RecordedKind {
     /// What a bookmark's object has beside its metadata: the fields that the kind's type always writes.
     pub(super) const fn bookmark_rest(self) -> &'static str {
         match self {
-            Self::Namespace | Self::Policy => ",\"spec\":{}",
+            Self::Namespace => ",\"spec\":{}",
+            Self::Policy => ",\"spec\":{\"podSelector\":{}}",
             Self::Pod => ",\"spec\":{\"containers\":null}",
             Self::Node => ",\"spec\":{}",
             Self::Service => ",\"spec\":{}",
@@ -83,7 +84,9 @@ impl RecordedKind {
         match self {
             Self::Policy => "",
             Self::Namespace | Self::Pod => ",\"status\":{}",
-            Self::Node => ",\"status\":{\"daemonEndpoints\":{\"kubeletEndpoint\":{\"Port\":0}},\"nodeInfo\":{}}",
+            Self::Node => {
+                ",\"status\":{\"daemonEndpoints\":{\"kubeletEndpoint\":{\"Port\":0}},\"nodeInfo\":{\"machineID\":\"\",\"systemUUID\":\"\",\"bootID\":\"\",\"kernelVersion\":\"\",\"osImage\":\"\",\"containerRuntimeVersion\":\"\",\"kubeletVersion\":\"\",\"kubeProxyVersion\":\"\",\"operatingSystem\":\"\",\"architecture\":\"\"}}"
+            }
             Self::Service => ",\"status\":{\"loadBalancer\":{}}",
         }
     }
