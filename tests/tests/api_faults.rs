@@ -339,12 +339,18 @@ fn whatever_happens_to_the_api_server_the_tables_are_right_afterwards() {
     });
     scene.after("the account loses a right", |scene| {
         scene.plane.reader(ACCOUNT, &READABLE[..4]).expect("it is taken");
+        wait("the role counts", || !scene.plane.allows(ACCOUNT, "watch", POLICIES).expect("it answers"));
         scene.meddler.cut(Meddling::None);
         let forbidden = "networkpolicies.networking.k8s.io is forbidden";
-        wait("it is told which", || {
+        let end = Instant::now() + DEADLINE;
+        loop {
             let (status, text) = scene.ready();
-            status == 200 && text.contains("NetworkPolicy since ") && text.contains(forbidden)
-        });
+            if status == 200 && text.contains("NetworkPolicy since ") && text.contains(forbidden) {
+                break;
+            }
+            assert!(Instant::now() < end, "it is not told which: {status} {text}\n{}", scene.agent().log_text());
+            sleep(Duration::from_millis(20));
+        }
         assert!(scene.said("this account may not list and watch networkpolicies"));
         assert!(!scene.ready().1.contains("Pod since"), "{}", scene.ready().1);
         scene.churn();

@@ -1,12 +1,9 @@
 //! The manifests of deploy/ before a real API server: it takes them, and the agent's account may what the agent does, and no more.
 #![cfg(feature = "live")]
 
-use k8s_openapi::api::authorization::v1::SubjectAccessReview;
-use kube::Api;
-use kube::api::PostParams;
 use palisade_tests::lab::{ControlPlane, Lab};
 use serde::Deserialize as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const MANIFEST: &str = include_str!("../../deploy/palisade.yaml");
 const UNINSTALL: &str = include_str!("../../deploy/uninstall.yaml");
@@ -17,15 +14,7 @@ fn objects(manifest: &str) -> Vec<Value> {
 }
 
 fn may(plane: &ControlPlane, verb: &str, group: &str, resource: &str) -> bool {
-    let review = json!({"spec": {
-        "user": "system:serviceaccount:palisade:palisade",
-        "resourceAttributes": {"verb": verb, "group": group, "resource": resource},
-    }});
-    let review: SubjectAccessReview = serde_json::from_value(review).expect("a review");
-    let answer = plane.with_client(async |client| {
-        Ok(Api::<SubjectAccessReview>::all(client).create(&PostParams::default(), &review).await?)
-    });
-    answer.expect("the API server answers").status.expect("a verdict").allowed
+    plane.allows("system:serviceaccount:palisade:palisade", verb, (group, resource)).expect("the API server answers")
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Whether the API server answers: told per kind of object, and counted per request, with what was received.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::task::{self, Poll};
 use std::time::Duration;
@@ -81,15 +82,24 @@ impl Contact {
         self.stale.subscribe()
     }
 
-    /// Objects of the kind cannot be listed or watched, and have not been for the time `silent`. What is told first stays told until they can.
-    pub fn failed(&self, kind: Kind, silent: Duration, error: &str) {
+    /// Objects of the kind cannot be listed or watched, and have not been for the time `silent`. What is told first stays told until they can,
+    /// unless the account is found not to be allowed to (`forbidden`): that is for people to mend.
+    pub fn failed(&self, kind: Kind, silent: Duration, error: &str, forbidden: bool) {
         self.stale.send_if_modified(|stale| {
-            let known = stale.contains_key(&kind);
             let now = Timestamp::now();
             let heard = now - jiff::SignedDuration::try_from(silent).unwrap_or_default();
             let since = heard.round(jiff::Unit::Second).unwrap_or(heard);
-            stale.entry(kind).or_insert_with(|| Stale { kind, since, error: error.to_owned() });
-            !known
+            match stale.entry(kind) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Stale { kind, since, error: error.to_owned() });
+                    true
+                }
+                Entry::Occupied(mut entry) if forbidden && entry.get().error != error => {
+                    entry.get_mut().error = error.to_owned();
+                    true
+                }
+                Entry::Occupied(_) => false,
+            }
         });
     }
 
@@ -243,9 +253,11 @@ mod tests {
     fn the_first_failure_stays_told_until_the_kind_is_seen() {
         let contact = Contact::new(Requests::default());
         let told = contact.subscribe();
-        contact.failed(Kind::Pod, Duration::from_secs(100), "refused");
-        contact.failed(Kind::Pod, Duration::ZERO, "another");
-        contact.failed(Kind::Node, Duration::ZERO, "refused");
+        contact.failed(Kind::Pod, Duration::from_secs(100), "refused", false);
+        contact.failed(Kind::Pod, Duration::ZERO, "another", false);
+        contact.failed(Kind::Node, Duration::ZERO, "refused", false);
+        contact.failed(Kind::Node, Duration::ZERO, "not allowed", true);
+        assert_eq!(told.borrow()[&Kind::Node].error, "not allowed", "that is for people to mend");
         let since = |kind| told.borrow()[&kind].since.as_second();
         assert!((99..=101).contains(&(since(Kind::Node) - since(Kind::Pod))), "{told:?}");
         assert_eq!(told.borrow()[&Kind::Pod].error, "refused");

@@ -76,6 +76,8 @@ struct Watch<S: Shape> {
     doubted: Option<Duration>,
     /// When the failure that goes on was last told.
     warned: Option<Instant>,
+    /// It was told that the account may not.
+    forbidden: bool,
 }
 
 pub(super) fn stream_of<S: Shape>(
@@ -95,6 +97,7 @@ pub(super) fn stream_of<S: Shape>(
         failing: false,
         doubted: None,
         warned: None,
+        forbidden: false,
     };
     stream::unfold(watch, |mut watch| async move {
         let update = watch.next().await;
@@ -260,7 +263,7 @@ impl<S: Shape> Watch<S> {
     }
 
     fn succeeded(&mut self) {
-        self.doubted = None;
+        (self.doubted, self.forbidden) = (None, false);
         if std::mem::take(&mut self.failing) {
             self.contact.seen(S::KIND);
         }
@@ -279,11 +282,14 @@ impl<S: Shape> Watch<S> {
         };
         let (kind, error) = (S::KIND.name(), failure.to_string());
         let silent = if let Failure::Silent(time) = failure { *time } else { Duration::ZERO };
-        self.contact.failed(S::KIND, silent, &error);
+        let forbidden = failure.is_forbidden();
+        self.contact.failed(S::KIND, silent, &error, forbidden);
         self.failing = true;
-        if self.warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {
+        let news = forbidden && !self.forbidden;
+        self.forbidden = forbidden;
+        if news || self.warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {
             self.warned = Some(Instant::now());
-            if failure.is_forbidden() {
+            if forbidden {
                 // One that starts gives this answer to everybody for a moment.
                 let right = plural(S::KIND);
                 warn!(kind, error, "this account may not list and watch {right}, or the API server starts: {follows}");

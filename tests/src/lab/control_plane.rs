@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -218,6 +219,16 @@ impl ControlPlane {
             }),
         ])?;
         Ok(kubeconfig)
+    }
+
+    /// Whether an account may, by what the authorizer knows now: a role that changes counts a moment later.
+    pub fn allows(&self, user: &str, verb: &str, (group, resource): (&str, &str)) -> Result<bool> {
+        let attributes = json!({"verb": verb, "group": group, "resource": resource});
+        let review = serde_json::from_value(json!({"spec": {"user": user, "resourceAttributes": attributes}}))?;
+        let answer = self.with_client(async |client| {
+            Ok(Api::<SubjectAccessReview>::all(client).create(&PostParams::default(), &review).await?)
+        })?;
+        Ok(answer.status.context("a review without a verdict")?.allowed)
     }
 
     /// Of etcd and the API server.
