@@ -38,16 +38,18 @@ pub fn refuse_others(pin_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says to others that this agent runs here.
+/// Says to others that this agent runs here. `None`: it cannot be said, as where a disk is full; enforcement does not wait for that.
 ///
 /// # Errors
 ///
-/// It cannot be said, or another agent has come in between.
-pub fn announce(pin_dir: &Path) -> anyhow::Result<Presence> {
+/// Another agent has come in between.
+pub fn announce(pin_dir: &Path) -> anyhow::Result<Option<Presence>> {
     let path = state_dir(pin_dir).join(FILE);
-    let presence = write(&path, &own_namespace()?).with_context(|| format!("writing {}", path.display()))?;
+    let presence = write(&path, &own_namespace()?).inspect_err(|error| {
+        tracing::warn!(%error, path = %path.display(), "a second agent with another pin folder would not be told of this one");
+    });
     refuse_others(pin_dir)?;
-    Ok(presence)
+    Ok(presence.ok())
 }
 
 fn write(path: &Path, namespace: &str) -> std::io::Result<Presence> {
