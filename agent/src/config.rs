@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cni::install::{Places, plugin_beside};
 use crate::cni::{BIN_DIR, CONF_DIR};
+use crate::explain::port::PortSpec;
 use crate::kernel::{AttachMode, Settings, Sizes, StampMask};
 
 /// Where cgroup v2 is mounted unless told otherwise.
@@ -50,6 +51,25 @@ pub enum Command {
     Maps(ShowFlags),
     /// Print who is enforced on this node and by which policies, and who is not, and why.
     Endpoints(ShowFlags),
+    /// Print the policies that isolate pods of this node, as they are enforced
+    ///
+    /// With a NAME, or with -o wide, rule by rule: the peers as written, the classes that stand for them and how many addresses have these,
+    /// the ports as written, the ports that rows of the loaded tables give by the rule once names are resolved (what an earlier rule gives
+    /// as well is told there), and how many of the flows that are remembered the rule admits.
+    #[command(verbatim_doc_comment)]
+    Policies(PoliciesFlags),
+    /// Say why a flow is allowed or refused: at every hook of this node that its first packet passes, by the loaded tables
+    ///
+    /// SOURCE and DESTINATION are pods (NAMESPACE/NAME, NAME or pod/NAME with -n), what makes pods (deploy/NAME, sts/NAME, ds/NAME,
+    /// rs/NAME, job/NAME), IP addresses, `node` as a source, and svc/NAME as a destination; TYPE/NAMESPACE/NAME is the same as
+    /// TYPE/NAME -n NAMESPACE. At least one end has to be a pod of this node. What only the other end's node knows is named.
+    ///
+    /// The very function that judges packets in the kernel is asked, over the very maps, as for a new flow. Names of pods of other nodes,
+    /// of Services and of what makes pods are the running agent's; without an agent, pods of this node and addresses can be told.
+    ///
+    /// Exit codes: 0 allowed as far as this node knows, 1 nothing can be said, 2 wrong usage, 3 refused.
+    #[command(verbatim_doc_comment)]
+    Explain(ExplainFlags),
     /// Stop enforcing for a while: nothing of a pod, or of the whole node, is refused until then
     ///
     /// Takes effect at once and ends by itself, whatever becomes of the agent. What policies allow is judged and remembered as ever, so
@@ -220,6 +240,34 @@ pub struct ShowFlags {
     /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct PoliciesFlags {
+    /// The policy: NAMESPACE/NAME, or NAME with -n.
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Namespace of a name that says none.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub show: ShowFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainFlags {
+    /// Who opens the flow.
+    pub source: String,
+    /// With whom.
+    pub destination: String,
+    /// tcp/80, udp/53, sctp/NAME, 80 (of TCP), NAME, icmp or ip-47; unless given, every port that the destination names.
+    #[arg(value_name = "PORT")]
+    pub port: Option<PortSpec>,
+    /// Namespace of names that say none.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub show: ShowFlags,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,6 +8,7 @@ pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod exit;
+pub mod explain;
 pub mod facts;
 pub mod index;
 pub mod kernel;

@@ -20,6 +20,8 @@ fn main() -> ExitCode {
         Command::Status(flags) => show::status(&flags),
         Command::Maps(flags) => show::maps(&flags),
         Command::Endpoints(flags) => show::endpoints(&flags),
+        Command::Policies(flags) => show::policies(&flags),
+        Command::Explain(flags) => return end(show::explain(&flags)),
         Command::Pause(flags) => pause::pause(&flags),
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),
         Command::Cni(CniCommand::Uninstall(flags)) => uninstall::cni_uninstall(&flags.folders.places(&flags.pin_dir)),
@@ -27,8 +29,12 @@ fn main() -> ExitCode {
         Command::Completion { shell } => show::completion(shell),
         Command::Man { folder } => show::man(&folder),
     };
+    end(result.map(|()| Exit::Done))
+}
+
+fn end(result: anyhow::Result<Exit>) -> ExitCode {
     match result {
-        Ok(()) => Exit::Done.into(),
+        Ok(exit) => exit.into(),
         Err(error) => {
             eprintln!("palisade: {error:#}");
             Exit::Failed.into()

@@ -1,0 +1,6 @@
+//! What the commands say of the loaded state, against what sockets see.
+#![cfg(feature = "live")]
+
+mod explain;
+mod policies;
+mod world;

@@ -1,0 +1,39 @@
+//! `palisade policies`, `maps diff` and `check --against live` on a running node.
+
+use std::time::Duration;
+
+use palisade_tests::lab::probe::Connection;
+use serde_json::Value;
+
+use crate::world::World;
+
+pub fn rules_are_told_as_they_are_enforced(world: &World) {
+    let (api, db) = (world.place("shop/api"), world.place("shop/db"));
+    let mut connection = Connection::open(&api.netns, db.addresses[0], 80).expect("it is allowed");
+    assert!(connection.echoes(Duration::from_secs(5)));
+    let json = |arguments: &[&str]| {
+        let (code, output, error) = world.palisade(0, arguments);
+        assert_eq!(code, 0, "{error}");
+        serde_json::from_str::<Value>(&output).unwrap_or_else(|_| panic!("{output}"))
+    };
+    let policies = json(&["policies", "-o", "json"]);
+    let names: Vec<&str> =
+        policies.as_array().expect("a list").iter().filter_map(|policy| policy["name"].as_str()).collect();
+    assert_eq!(names, ["shop/api-to-db", "shop/db-from-api", "shop/web-from-outside"]);
+    let db_from_api = &policies[1];
+    assert_eq!(db_from_api["pods"], serde_json::json!(["shop/db"]));
+    assert_eq!(db_from_api["egress"]["rules"], serde_json::json!([]));
+    let rule = &db_from_api["ingress"]["rules"][0];
+    assert_eq!(rule["ports"], serde_json::json!(["tcp/http", "tcp/8080"]));
+    assert_eq!(rule["in_force"], serde_json::json!(["tcp/80", "tcp/8080"]));
+    assert!(rule["flows"].as_u64() >= Some(1), "{rule}");
+    assert_eq!(rule["addresses"], 2);
+    let (code, text, _) = world.palisade(0, &["policies", "api-to-db", "-n", "shop"]);
+    assert_eq!(code, 0);
+    for said in ["egress of shop/api: table ", "10.244.2.0/24 except 10.244.2.3/32", "tcp/80-81; udp/dns", "everything"]
+    {
+        assert!(text.contains(said), "{said:?} is missing in\n{text}");
+    }
+    assert_eq!(world.palisade(0, &["policies", "shop/nobody"]).0, 1);
+    drop(connection);
+}
