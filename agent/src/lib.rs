@@ -7,6 +7,7 @@ pub mod capabilities;
 pub mod cni;
 pub mod compile;
 pub mod config;
+pub mod drift;
 pub mod exit;
 pub mod explain;
 pub mod facts;

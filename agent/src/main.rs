@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use palisade::config::{AgentConfig, Cli, CniCommand, Command, LogFormat};
+use palisade::config::{AgentConfig, Cli, CniCommand, Command, LogFormat, MapsCommand, MapsFlags};
 use palisade::exit::Exit;
 use palisade::{pause, run, show, uninstall};
 use tracing_subscriber::EnvFilter;
@@ -18,7 +18,8 @@ fn main() -> ExitCode {
             }
         },
         Command::Status(flags) => show::status(&flags),
-        Command::Maps(flags) => show::maps(&flags),
+        Command::Maps(MapsFlags { what: None, show }) => show::maps(&show),
+        Command::Maps(MapsFlags { what: Some(MapsCommand::Diff), show }) => return end(show::maps_diff(&show)),
         Command::Endpoints(flags) => show::endpoints(&flags),
         Command::Policies(flags) => show::policies(&flags),
         Command::Explain(flags) => return end(show::explain(&flags)),

@@ -27,6 +27,17 @@ impl Agent {
                 self.waiting.push(Waiting { told, answer, until: Instant::now() + ADD_WAIT });
                 return self.answer_waiting();
             }
+            Question::Objects => {
+                let ingredients = self.ingredients();
+                // They may be many.
+                tokio::task::spawn_blocking(move || {
+                    let text = serde_json::to_string(&ingredients).map(Value::String);
+                    let failed =
+                        |error: serde_json::Error| Refusal { code: code::IO_FAILURE, message: error.to_string() };
+                    let _ = answer.send(text.map_err(failed));
+                });
+                return;
+            }
             Question::EnforcedNow(told) => {
                 self.is_enforced(&told).map(|()| Value::Null).map_err(|why| later(&told, &why))
             }

@@ -40,6 +40,8 @@ pub enum Request {
     Pauses,
     /// Not the plugin's: what is known of somebody ([`crate::explain::names::Known`]).
     Find { what: Reference },
+    /// Not the plugin's: all that tables are made of ([`crate::drift::Ingredients`]), as JSON within a text.
+    Objects,
     /// All attachments of the network that there are.
     Gc { network: String, keys: BTreeSet<String> },
 }

@@ -53,6 +53,8 @@ pub enum Question {
     Pauses,
     /// What is known of somebody.
     Find(Reference),
+    /// Every object that is known.
+    Objects,
 }
 
 /// Where questions go.
@@ -168,6 +170,7 @@ async fn answer(line: &str, senders: &Senders) -> Reply {
         }
         Request::Status => ask(senders, Question::Available).await,
         Request::Pauses => ask(senders, Question::Pauses).await,
+        Request::Objects => ask(senders, Question::Objects).await,
         Request::Find { what } => ask(senders, Question::Find(what)).await,
     }
 }

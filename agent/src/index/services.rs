@@ -36,10 +36,6 @@ pub(super) struct Services {
 // === impl Services ===
 
 impl Services {
-    pub(super) fn own(&self) -> &BTreeSet<IpAddr> {
-        &self.own
-    }
-
     pub(super) fn all(&self) -> impl Iterator<Item = &ServiceFacts> {
         self.all.values()
     }

@@ -1,5 +1,6 @@
 //! Commands that read the loaded state: pins for the numbers, the agent's catalog for their names.
 
+mod diff;
 mod endpoints;
 mod explain;
 mod manual;
@@ -11,6 +12,7 @@ mod status;
 pub mod style;
 pub mod table;
 
+pub use diff::maps_diff;
 pub use endpoints::endpoints;
 pub use explain::explain;
 pub use manual::{completion, man};

@@ -37,3 +37,39 @@ pub fn rules_are_told_as_they_are_enforced(world: &World) {
     assert_eq!(world.palisade(0, &["policies", "shop/nobody"]).0, 1);
     drop(connection);
 }
+
+pub fn tables_are_as_they_should_be_and_else_it_is_told(world: &World) {
+    for node in [0, 1] {
+        let (code, text, error) = world.palisade(node, &["maps", "diff"]);
+        assert_eq!((code, &*text), (0, "no difference\n"), "{text}{error}");
+    }
+    // The bytes of 10.244.1.3, which is a peer, out of CLASS_EXACT_V4.
+    let map = palisade::kernel::maps_folder(&world.nodes[0].pin_dir).join("CLASS_EXACT_V4");
+    let data = aya::maps::MapData::from_pin(&map).expect("it is pinned");
+    let mut map: aya::maps::HashMap<_, u32, [u32; 3]> =
+        aya::maps::Map::from_map_data(data).expect("a map").try_into().expect("a hash map");
+    let key = u32::from_ne_bytes([10, 244, 1, 3]);
+    let class = map.get(&key, 0).expect("it has a class");
+    map.remove(&key).expect("it was there");
+    let (code, text, _) = world.palisade(0, &["maps", "diff"]);
+    assert_eq!(code, 3, "{text}");
+    for said in ["CLASS_EXACT_V4 10.244.1.3", "loaded    not there", "compiled  pods app=api in namespace shop"] {
+        assert!(text.contains(said), "{said:?} is missing in\n{text}");
+    }
+    let drift = |at_least: u32| {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let (_, page) = world.agents[0].http("/metrics").expect("it answers");
+            let line = page.lines().find(|line| line.starts_with("palisade_drift_entries ")).expect("a metric");
+            let told = line.rsplit(' ').next().and_then(|number| number.parse::<u32>().ok()).expect("a number");
+            if told == at_least || std::time::Instant::now() > end {
+                return told;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    assert_eq!(drift(1), 1);
+    map.insert(key, class, 0).expect("there is room");
+    assert_eq!(drift(0), 0);
+    assert_eq!(world.palisade(0, &["maps", "diff"]).0, 0);
+}

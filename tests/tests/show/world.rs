@@ -105,7 +105,7 @@ impl World {
         }
         let ports = json!({"selector": {"app": "db"}, "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80, "targetPort": "http"}]});
         put(&objects::service("shop", "db", &ports));
-        let options = AgentOptions::manifests(&manifests.folder);
+        let options = AgentOptions::manifests(&manifests.folder).argument("--drift-every=1s");
         let agents = nodes.iter().map(|node| Agent::start(&lab, node, &options).expect("an agent")).collect();
         Self { places, agents, _manifests: manifests, nodes, lab }
     }
