@@ -76,6 +76,23 @@ pub enum Command {
     /// Exit codes: 0 allowed as far as this node knows, 1 nothing can be said, 2 wrong usage, 3 refused.
     #[command(verbatim_doc_comment)]
     Explain(ExplainFlags),
+    /// Say what policies would do, before they are applied: what they would newly refuse and allow
+    ///
+    /// Compares the same pods with and without the policies of -f: every pair of pods, and every pod with those outside that ipBlocks
+    /// tell apart, over every port. Nothing is changed, and unless --against is `live` neither a cluster nor root is needed.
+    ///
+    /// What makes pods (Deployment, StatefulSet, DaemonSet, ReplicaSet, Job, CronJob) stands for the pods that it would make. Pods without
+    /// an address get one for the occasion. Whether pods are on one node or on several makes no difference to the answer.
+    ///
+    /// A table of --expect has a line for each flow that must work or must not, written as for `palisade explain`:
+    ///
+    ///     must-work      shop/web        svc/shop/api     http
+    ///     must-not-work  deploy/ops/ci   shop/db          tcp/5432   # why
+    ///
+    /// Exit codes: 0 as expected, 1 a file cannot be read or not be enforced as written, 2 wrong usage, 3 an expectation is not met, or
+    /// with --strict something is newly refused.
+    #[command(verbatim_doc_comment)]
+    Check(CheckFlags),
     /// Stop enforcing for a while: nothing of a pod, or of the whole node, is refused until then
     ///
     /// Takes effect at once and ends by itself, whatever becomes of the agent. What policies allow is judged and remembered as ever, so
@@ -274,6 +291,27 @@ pub struct PoliciesFlags {
     #[arg(value_name = "NAME")]
     pub name: Option<String>,
     /// Namespace of a name that says none.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub show: ShowFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckFlags {
+    /// Manifests that would be applied: a file, a folder with all below it, or `-` for standard input. May be given several times.
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// What is there: a folder of manifests, or `live` for what this node's agent knows. Unless given, what -f has besides policies.
+    #[arg(long, value_name = "live|DIR")]
+    pub against: Option<String>,
+    /// Table of what must work and what must not.
+    #[arg(long, value_name = "FILE")]
+    pub expect: Option<PathBuf>,
+    /// Fail if anything is newly refused.
+    #[arg(long)]
+    pub strict: bool,
+    /// Namespace of names in --expect that say none.
     #[arg(short, long, value_name = "NAME", default_value = "default")]
     pub namespace: String,
     #[command(flatten)]

@@ -4,6 +4,7 @@ pub mod agent;
 mod alone;
 pub mod api;
 pub mod capabilities;
+pub mod check;
 pub mod cni;
 pub mod compile;
 pub mod config;

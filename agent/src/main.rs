@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Maps(MapsFlags { what: Some(MapsCommand::Diff), show }) => return end(show::maps_diff(&show)),
         Command::Endpoints(flags) => show::endpoints(&flags),
         Command::Policies(flags) => show::policies(&flags),
+        Command::Check(flags) => return end(show::check(&flags)),
         Command::Explain(flags) => return end(show::explain(&flags)),
         Command::Pause(flags) => pause::pause(&flags),
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),

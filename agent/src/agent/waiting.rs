@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::Agent;
 use crate::cni::protocol::{Refusal, Reply, Told, code};
 use crate::cni::server::{ADD_WAIT, Ask, Question};
-use crate::facts::Veth;
 use crate::explain::names::find;
+use crate::facts::Veth;
 
 /// A pod that has been asked about and is not enforced yet.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! Commands that read the loaded state: pins for the numbers, the agent's catalog for their names.
 
+mod check;
 mod diff;
 mod endpoints;
 mod explain;
@@ -12,6 +13,7 @@ mod status;
 pub mod style;
 pub mod table;
 
+pub use check::check;
 pub use diff::maps_diff;
 pub use endpoints::endpoints;
 pub use explain::explain;
