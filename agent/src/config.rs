@@ -93,6 +93,9 @@ pub enum Command {
     /// with --strict something is newly refused.
     #[command(verbatim_doc_comment)]
     Check(CheckFlags),
+    /// Print, as JSON, what the agent knows of somebody: pods with their nodes, addresses and ports. For `kubectl palisade`.
+    #[command(hide = true)]
+    Find(FindFlags),
     /// Stop enforcing for a while: nothing of a pod, or of the whole node, is refused until then
     ///
     /// Takes effect at once and ends by itself, whatever becomes of the agent. What policies allow is judged and remembered as ever, so
@@ -295,6 +298,18 @@ pub struct PoliciesFlags {
     pub namespace: String,
     #[command(flatten)]
     pub show: ShowFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct FindFlags {
+    /// As for `palisade explain`.
+    pub who: String,
+    /// Namespace of a name that says none.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    /// The agent's --pin-dir.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ mod memory;
 pub mod node;
 pub mod observe;
 pub mod pause;
+pub mod plugin;
 pub mod run;
 pub mod show;
 pub mod tables;

@@ -5,10 +5,13 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use palisade::config::{AgentConfig, Cli, CniCommand, Command, LogFormat, MapsCommand, MapsFlags};
 use palisade::exit::Exit;
-use palisade::{pause, run, show, uninstall};
+use palisade::{pause, plugin, run, show, uninstall};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    if plugin::is_plugin(std::env::args_os().next().as_deref()) {
+        return end(plugin::run(std::env::args().skip(1)));
+    }
     let result = match Cli::parse().command {
         Command::Agent(flags) => match flags.check() {
             Ok(config) => agent(config),
@@ -23,6 +26,7 @@ fn main() -> ExitCode {
         Command::Endpoints(flags) => show::endpoints(&flags),
         Command::Policies(flags) => show::policies(&flags),
         Command::Check(flags) => return end(show::check(&flags)),
+        Command::Find(flags) => show::find(&flags),
         Command::Explain(flags) => return end(show::explain(&flags)),
         Command::Pause(flags) => pause::pause(&flags),
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),

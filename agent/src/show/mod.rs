@@ -16,7 +16,7 @@ pub mod table;
 pub use check::check;
 pub use diff::maps_diff;
 pub use endpoints::endpoints;
-pub use explain::explain;
+pub use explain::{explain, find};
 pub use manual::{completion, man};
 pub use maps::maps;
 pub use policies::policies;

@@ -49,6 +49,7 @@ fn explain_says_what_sockets_see() {
     the_way_is_told(&world);
     names_and_exit_codes(&world);
     crate::policies::rules_are_told_as_they_are_enforced(&world);
+    crate::plugin::agents_are_asked_by_kubectl(&world);
     crate::policies::tables_are_as_they_should_be_and_else_it_is_told(&world);
     without_an_agent(world);
 }

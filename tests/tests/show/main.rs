@@ -2,5 +2,6 @@
 #![cfg(feature = "live")]
 
 mod explain;
+mod plugin;
 mod policies;
 mod world;

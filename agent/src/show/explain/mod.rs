@@ -7,16 +7,19 @@ mod text;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use palisade_common::Reason;
 use palisade_common::decide::Tables as _;
 use palisade_common::layout::PauseKey;
 use serde::Serialize;
 
-use super::page::show;
+use super::page::{print, show};
 use super::rows::row_text;
+use crate::cni::client;
+use crate::cni::protocol::Request;
+use crate::cni::socket_path;
 use crate::compile::Catalog;
-use crate::config::ExplainFlags;
+use crate::config::{ExplainFlags, FindFlags};
 use crate::exit::Exit;
 use crate::explain::names::Reference;
 use crate::explain::port::port_text;
@@ -165,6 +168,19 @@ pub fn explain(flags: &ExplainFlags) -> anyhow::Result<Exit> {
     };
     show(flags.show.output, &explained, |page| text::tell(page, &explained))?;
     Ok(if allowed { Exit::Done } else { Exit::No })
+}
+
+/// What the agent knows of somebody, as JSON.
+///
+/// # Errors
+///
+/// When the name makes no sense, or no agent answers.
+pub fn find(flags: &FindFlags) -> anyhow::Result<()> {
+    let what = Reference::parse(&flags.who, &flags.namespace).map_err(anyhow::Error::msg)?;
+    match client::fetch(&socket_path(&flags.pin_dir), &Request::Find { what }).context("no agent answers")? {
+        Ok(known) => print(&format!("{known}\n")),
+        Err(refusal) => bail!("the agent does not say: {}", refusal.message),
+    }
 }
 
 const fn verdict(allowed: bool) -> &'static str {
