@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cni::install::{Places, plugin_beside};
 use crate::cni::{BIN_DIR, CONF_DIR};
+use crate::explain::port::PortSpec;
 use crate::kernel::{AttachMode, Settings, Sizes, StampMask};
 
 /// Where cgroup v2 is mounted unless told otherwise.
@@ -46,10 +47,55 @@ pub enum Command {
     Agent(Box<AgentFlags>),
     /// Print whether this node is enforced, how many of its pods are, whether what they send to Services can be judged, and what is wrong.
     Status(ShowFlags),
-    /// Print every table as it is in the kernel, decoded.
-    Maps(ShowFlags),
+    /// Print every table as it is in the kernel, decoded; `diff`: what is not as a compilation from nothing would make it
+    ///
+    /// `palisade maps diff` asks the agent for all that it knows, compiles that, and compares the result with the loaded tables by what
+    /// numbers stand for. The agent does the same every --drift-every and tells of it by the metric palisade_drift_entries.
+    ///
+    /// Exit codes: 0 done, of diff: no difference; 1 failed, 2 wrong usage, 3 there are differences.
+    #[command(verbatim_doc_comment)]
+    Maps(MapsFlags),
     /// Print who is enforced on this node and by which policies, and who is not, and why.
     Endpoints(ShowFlags),
+    /// Print the policies that isolate pods of this node, as they are enforced
+    ///
+    /// With a NAME, or with -o wide, rule by rule: the peers as written, the classes that stand for them and how many addresses have these,
+    /// the ports as written, the ports that rows of the loaded tables give by the rule once names are resolved (what an earlier rule gives
+    /// as well is told there), and how many of the flows that are remembered the rule admits.
+    #[command(verbatim_doc_comment)]
+    Policies(PoliciesFlags),
+    /// Say why a flow is allowed or refused: at every hook of this node that its first packet passes, by the loaded tables
+    ///
+    /// SOURCE and DESTINATION are pods (NAMESPACE/NAME, NAME or pod/NAME with -n), what makes pods (deploy/NAME, sts/NAME, ds/NAME,
+    /// rs/NAME, job/NAME), IP addresses, `node` as a source, and svc/NAME as a destination; TYPE/NAMESPACE/NAME is the same as
+    /// TYPE/NAME -n NAMESPACE. At least one end has to be a pod of this node. What only the other end's node knows is named.
+    ///
+    /// The very function that judges packets in the kernel is asked, over the very maps, as for a new flow. Names of pods of other nodes,
+    /// of Services and of what makes pods are the running agent's; without an agent, pods of this node and addresses can be told.
+    ///
+    /// Exit codes: 0 allowed as far as this node knows, 1 nothing can be said, 2 wrong usage, 3 refused.
+    #[command(verbatim_doc_comment)]
+    Explain(ExplainFlags),
+    /// Say what policies would do, before they are applied: what they would newly refuse and allow
+    ///
+    /// Compares the same pods with and without the policies of -f: every pair of pods, and every pod with those outside that ipBlocks
+    /// tell apart, over every port. Nothing is changed, and unless --against is `live` neither a cluster nor root is needed.
+    ///
+    /// What makes pods (Deployment, StatefulSet, DaemonSet, ReplicaSet, Job, CronJob) stands for the pods that it would make. Pods without
+    /// an address get one for the occasion. Whether pods are on one node or on several makes no difference to the answer.
+    ///
+    /// A table of --expect has a line for each flow that must work or must not, written as for `palisade explain`:
+    ///
+    ///     must-work      shop/web        svc/shop/api     http
+    ///     must-not-work  deploy/ops/ci   shop/db          tcp/5432   # why
+    ///
+    /// Exit codes: 0 as expected, 1 a file cannot be read or not be enforced as written, 2 wrong usage, 3 an expectation is not met, or
+    /// with --strict something is newly refused.
+    #[command(verbatim_doc_comment)]
+    Check(CheckFlags),
+    /// Print, as JSON, what the agent knows of somebody: pods with their nodes, addresses and ports. For `kubectl palisade`.
+    #[command(hide = true)]
+    Find(FindFlags),
     /// Stop enforcing for a while: nothing of a pod, or of the whole node, is refused until then
     ///
     /// Takes effect at once and ends by itself, whatever becomes of the agent. What policies allow is judged and remembered as ever, so
@@ -145,6 +191,11 @@ pub struct AgentFlags {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
 
+    /// How often the loaded tables are compared with what a compilation from nothing makes of the objects (the metric
+    /// palisade_drift_entries): 90s, 15m, 2h. It takes a thread as long as a first start takes to compile.
+    #[arg(long, value_name = "TIME", value_parser = crate::pause::duration, default_value = "10m")]
+    drift_every: Duration,
+
     /// Have the kernel programs report oddities too, at debug level.
     #[arg(long)]
     debug_programs: bool,
@@ -220,6 +271,82 @@ pub struct ShowFlags {
     /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct MapsFlags {
+    /// Compare them with what a compilation from nothing would make.
+    #[arg(value_enum, value_name = "diff")]
+    pub what: Option<MapsCommand>,
+    #[command(flatten)]
+    pub show: ShowFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MapsCommand {
+    /// What is not as it should be.
+    Diff,
+}
+
+#[derive(Debug, Args)]
+pub struct PoliciesFlags {
+    /// The policy: NAMESPACE/NAME, or NAME with -n.
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Namespace of a name that says none.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub show: ShowFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct FindFlags {
+    /// As for `palisade explain`.
+    pub who: String,
+    /// Namespace of a name that says none.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    /// The agent's --pin-dir.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckFlags {
+    /// Manifests that would be applied: a file, a folder with all below it, or `-` for standard input. May be given several times.
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// What is there: a folder of manifests, or `live` for what this node's agent knows. Unless given, what -f has besides policies.
+    #[arg(long, value_name = "live|DIR")]
+    pub against: Option<String>,
+    /// Table of what must work and what must not.
+    #[arg(long, value_name = "FILE")]
+    pub expect: Option<PathBuf>,
+    /// Fail if anything is newly refused.
+    #[arg(long)]
+    pub strict: bool,
+    /// Namespace of names in --expect that say none.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub show: ShowFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainFlags {
+    /// Who opens the flow.
+    pub source: String,
+    /// With whom.
+    pub destination: String,
+    /// tcp/80, udp/53, sctp/NAME, 80 (of TCP), NAME, icmp or ip-47; unless given, every port that the destination names.
+    #[arg(value_name = "PORT")]
+    pub port: Option<PortSpec>,
+    /// Namespace of names that say none.
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub show: ShowFlags,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -348,6 +475,8 @@ pub struct AgentConfig {
     pub attach: AttachMode,
     pub sizes: Sizes,
     pub settings: Settings,
+    /// Between two comparisons of the tables with what they should be.
+    pub drift_every: Duration,
     pub log_format: LogFormat,
     pub log_level: String,
 }
@@ -410,6 +539,7 @@ impl AgentFlags {
                 debug_programs: self.debug_programs,
                 stamp_mask: self.stamp_mask,
             },
+            drift_every: self.drift_every,
             log_format: self.log_format,
             log_level: self.log_level,
         })

@@ -285,6 +285,31 @@ pub struct Fault {
     pub message: String,
 }
 
+// === impl ServiceFacts ===
+
+impl ServiceFacts {
+    /// The pod is one that the Service may stand for.
+    pub fn selects(&self, pod: &PodFacts) -> bool {
+        let matches = |selector: &Labels| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
+        pod.name.namespace == self.name.namespace
+            && !pod.finished
+            && self.selector.as_ref().is_some_and(|selector| !selector.is_empty() && matches(selector))
+    }
+}
+
+impl ServicePort {
+    /// The ports of a pod with these named ports that stand for it.
+    pub fn resolved<'a>(&self, ports: impl IntoIterator<Item = &'a NamedPort>) -> Vec<u16> {
+        match &self.target {
+            TargetPort::Number(port) => vec![*port],
+            TargetPort::Named(name) => {
+                let named = ports.into_iter().filter(|port| port.name == *name && port.protocol == self.protocol);
+                named.map(|port| port.port).collect()
+            }
+        }
+    }
+}
+
 // === impl Selector ===
 
 impl Selector {
@@ -319,7 +344,7 @@ pub struct Update {
 
 /// The host's side of a veth that is, or may be, a pod's: what `node` found out about it. Addresses and names may come
 /// later than the interface; each change is the whole value anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Veth {
     /// Index of the host's side.
     pub ifindex: u32,

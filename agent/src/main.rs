@@ -3,12 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use palisade::config::{AgentConfig, Cli, CniCommand, Command, LogFormat};
+use palisade::config::{AgentConfig, Cli, CniCommand, Command, LogFormat, MapsCommand, MapsFlags};
 use palisade::exit::Exit;
-use palisade::{pause, run, show, uninstall};
+use palisade::{pause, plugin, run, show, uninstall};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    if plugin::is_plugin(std::env::args_os().next().as_deref()) {
+        return end(plugin::run(std::env::args().skip(1)));
+    }
     let result = match Cli::parse().command {
         Command::Agent(flags) => match flags.check() {
             Ok(config) => agent(config),
@@ -18,8 +21,13 @@ fn main() -> ExitCode {
             }
         },
         Command::Status(flags) => show::status(&flags),
-        Command::Maps(flags) => show::maps(&flags),
+        Command::Maps(MapsFlags { what: None, show }) => show::maps(&show),
+        Command::Maps(MapsFlags { what: Some(MapsCommand::Diff), show }) => return end(show::maps_diff(&show)),
         Command::Endpoints(flags) => show::endpoints(&flags),
+        Command::Policies(flags) => show::policies(&flags),
+        Command::Check(flags) => return end(show::check(&flags)),
+        Command::Find(flags) => show::find(&flags),
+        Command::Explain(flags) => return end(show::explain(&flags)),
         Command::Pause(flags) => pause::pause(&flags),
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),
         Command::Cni(CniCommand::Uninstall(flags)) => uninstall::cni_uninstall(&flags.folders.places(&flags.pin_dir)),
@@ -27,8 +35,12 @@ fn main() -> ExitCode {
         Command::Completion { shell } => show::completion(shell),
         Command::Man { folder } => show::man(&folder),
     };
+    end(result.map(|()| Exit::Done))
+}
+
+fn end(result: anyhow::Result<Exit>) -> ExitCode {
     match result {
-        Ok(()) => Exit::Done.into(),
+        Ok(exit) => exit.into(),
         Err(error) => {
             eprintln!("palisade: {error:#}");
             Exit::Failed.into()

@@ -129,6 +129,8 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
     let (mut catalog_at, mut catalog_delay): (Option<Instant>, _) = (None, CATALOG_DELAY);
     let mut flows_at = Instant::now() + FLOWS_INTERVAL;
     let mut verify_at = Instant::now() + VERIFY_INTERVAL;
+    let mut drift_at = Instant::now() + config.drift_every;
+    let (drift_sender, mut drifts) = mpsc::channel(1);
     if agent.is_first() {
         agent.write_catalog();
     }
@@ -175,6 +177,14 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
             () = sleep_until(verify_at) => {
                 verify_at = Instant::now() + VERIFY_INTERVAL;
                 agent.verify_attached();
+            }
+            Some(drift) = drifts.recv() => agent.take_drift(drift),
+            () = sleep_until(drift_at) => {
+                drift_at = Instant::now() + config.drift_every;
+                if let Some(check) = agent.drift_check() {
+                    let sender = drift_sender.clone();
+                    drop(tokio::task::spawn_blocking(move || sender.blocking_send(check.run())));
+                }
             }
         }
         if agent.has_new_catalog() && catalog_at.is_none() {

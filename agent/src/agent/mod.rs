@@ -4,6 +4,7 @@
 
 mod account;
 mod attachments;
+mod drift;
 mod exits;
 mod handover;
 mod marks;
@@ -36,6 +37,7 @@ use crate::observe::http::Readiness;
 use crate::observe::metrics::Metrics;
 use crate::observe::{self, Fill, refusal};
 use attachments::Attachments;
+pub use drift::{Drift, DriftCheck};
 use exits::Exits;
 use handover::Taken;
 use marks::{Counts, Marks};

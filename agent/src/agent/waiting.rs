@@ -1,19 +1,21 @@
 //! Pods whose start waits for their enforcement: what the CNI plugin asks.
 
 use palisade_common::layout::endpoint_flag;
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Agent;
-use crate::cni::protocol::{Answer, Refusal, Told, code};
+use crate::cni::protocol::{Refusal, Reply, Told, code};
 use crate::cni::server::{ADD_WAIT, Ask, Question};
+use crate::explain::names::find;
 use crate::facts::Veth;
 
 /// A pod that has been asked about and is not enforced yet.
 #[derive(Debug)]
 pub(super) struct Waiting {
     told: Told,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<Reply>,
     pub(super) until: Instant,
 }
 
@@ -25,15 +27,30 @@ impl Agent {
                 self.waiting.push(Waiting { told, answer, until: Instant::now() + ADD_WAIT });
                 return self.answer_waiting();
             }
-            Question::EnforcedNow(told) => self.is_enforced(&told).map_err(|why| later(&told, &why)),
+            Question::Objects => {
+                let ingredients = self.ingredients();
+                // They may be many.
+                tokio::task::spawn_blocking(move || {
+                    let text = serde_json::to_string(&ingredients).map(Value::String);
+                    let failed =
+                        |error: serde_json::Error| Refusal { code: code::IO_FAILURE, message: error.to_string() };
+                    let _ = answer.send(text.map_err(failed));
+                });
+                return;
+            }
+            Question::EnforcedNow(told) => {
+                self.is_enforced(&told).map(|()| Value::Null).map_err(|why| later(&told, &why))
+            }
             Question::Pauses => {
                 self.look_at_pauses();
-                Ok(())
+                Ok(Value::Null)
             }
             Question::Available => match self.cannot_start_pods() {
                 Some(why) => Err(Refusal { code: code::NOT_AVAILABLE, message: why }),
-                None => Ok(()),
+                None => Ok(Value::Null),
             },
+            Question::Find(who) => serde_json::to_value(find(&self.index, &who))
+                .map_err(|error| Refusal { code: code::IO_FAILURE, message: error.to_string() }),
         };
         // Whoever asked may be gone.
         let _ = answer.send(now);
@@ -47,7 +64,7 @@ impl Agent {
                 continue;
             }
             let answer = match self.is_enforced(&waiting.told) {
-                Ok(()) => Ok(()),
+                Ok(()) => Ok(Value::Null),
                 Err(why) if waiting.until <= now => Err(later(&waiting.told, &why)),
                 Err(_) => {
                     self.waiting.push(waiting);

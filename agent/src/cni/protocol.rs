@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::explain::names::Reference;
 use crate::facts::ObjectName;
 use crate::node::cni::{CniResult, told};
 
@@ -37,6 +38,10 @@ pub enum Request {
     Status,
     /// Not the plugin's: `palisade pause` has written something.
     Pauses,
+    /// Not the plugin's: what is known of somebody ([`crate::explain::names::Known`]).
+    Find { what: Reference },
+    /// Not the plugin's: all that tables are made of ([`crate::drift::Ingredients`]), as JSON within a text.
+    Objects,
     /// All attachments of the network that there are.
     Gc { network: String, keys: BTreeSet<String> },
 }
@@ -60,7 +65,10 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// What the plugin is told.
 pub type Answer = Result<(), Refusal>;
+/// What others are told: null, as the plugin is, or what was asked for.
+pub type Reply = Result<Value, Refusal>;
 
 /// An attachment's name: that of the file in which libcni keeps its result once the whole chain has succeeded.
 pub fn key(network: &str, container: &str, interface: &str) -> String {

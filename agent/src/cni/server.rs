@@ -10,11 +10,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::protocol::{Answer, LINE_MAX, Refusal, Request, Told, code};
+use super::protocol::{LINE_MAX, Refusal, Reply, Request, Told, code};
+use crate::explain::names::Reference;
 use crate::node::Telling;
 
 /// How long ADD waits for its pod to be enforced. The kubelet tries again, so what takes longer is better told than waited for.
@@ -37,7 +39,7 @@ const BIND_PAUSE_MAX: Duration = Duration::from_secs(16);
 #[derive(Debug)]
 pub struct Ask {
     pub question: Question,
-    pub answer: oneshot::Sender<Answer>,
+    pub answer: oneshot::Sender<Reply>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,10 @@ pub enum Question {
     Available,
     /// What is paused has changed.
     Pauses,
+    /// What is known of somebody.
+    Find(Reference),
+    /// Every object that is known.
+    Objects,
 }
 
 /// Where questions go.
@@ -144,7 +150,7 @@ async fn converse(stream: UnixStream, senders: &Senders) -> anyhow::Result<()> {
     write.write_all(&text).await.context("writing the answer")
 }
 
-async fn answer(line: &str, senders: &Senders) -> Answer {
+async fn answer(line: &str, senders: &Senders) -> Reply {
     let request = serde_json::from_str(line).map_err(|error| {
         let message = format!("the plugin and the agent are of different versions: {error}");
         Refusal { code: code::UNDECODABLE, message }
@@ -164,14 +170,16 @@ async fn answer(line: &str, senders: &Senders) -> Answer {
         }
         Request::Status => ask(senders, Question::Available).await,
         Request::Pauses => ask(senders, Question::Pauses).await,
+        Request::Objects => ask(senders, Question::Objects).await,
+        Request::Find { what } => ask(senders, Question::Find(what)).await,
     }
 }
 
-async fn tell(senders: &Senders, telling: Telling) -> Answer {
-    senders.node.send(telling).await.map_err(|_| ending())
+async fn tell(senders: &Senders, telling: Telling) -> Reply {
+    senders.node.send(telling).await.map(|()| Value::Null).map_err(|_| ending())
 }
 
-async fn ask(senders: &Senders, question: Question) -> Answer {
+async fn ask(senders: &Senders, question: Question) -> Reply {
     let (sender, answer) = oneshot::channel();
     senders.agent.send(Ask { question, answer: sender }).await.map_err(|_| ending())?;
     answer.await.unwrap_or_else(|_| Err(ending()))

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::Own;
 use super::{Compiler, Direction};
-use crate::facts::{Block, Fault, Namespaces, Operator, Peer, Selector};
+use crate::facts::{Block, Fault, NamedPort, Namespaces, Operator, Peer, Peers, PortMatch, Ports, Selector};
 use crate::index::Index;
 
 /// Field names are part of the output of `-o json`.
@@ -57,6 +57,9 @@ pub struct EndpointEntry {
     pub namespace: Option<String>,
     pub pod: Option<String>,
     pub addresses: Vec<IpAddr>,
+    /// The pod's named ports.
+    #[serde(default)]
+    pub ports: Vec<NamedPort>,
     pub isolated_ingress: bool,
     pub isolated_egress: bool,
     /// `namespace/name` of the policies that isolate it.
@@ -81,6 +84,12 @@ pub struct RuleEntry {
     pub direction: String,
     /// Place in spec.ingress or spec.egress, from 0.
     pub index: usize,
+    /// As written, for people; none: everybody.
+    #[serde(default)]
+    pub peers: Option<Vec<String>>,
+    /// As written, for people; none: everything.
+    #[serde(default)]
+    pub ports: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,12 +97,18 @@ pub struct TableEntry {
     pub direction: String,
     /// `namespace/name`, sorted.
     pub policies: Vec<String>,
+    /// Of ingress: what its rules' names of ports stand for at its pods.
+    #[serde(default)]
+    pub ports: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassEntry {
     /// What is known of the addresses of the class.
     pub description: String,
+    /// The peers of policies whose addresses they are, as rules name them.
+    #[serde(default)]
+    pub peers: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,27 +129,42 @@ impl From<&Fault> for FaultEntry {
 impl Compiler {
     /// The names of all numbers in the tables as they are now. `faults`: those of other stages, to be listed with ours.
     pub fn catalog(&self, index: &Index, faults: &[Fault]) -> Catalog {
-        let rule = |name: super::RuleName| RuleEntry {
-            policy: name.policy.to_string(),
-            direction: name.direction.name().to_owned(),
-            index: name.place,
-        };
         let table = |table: &super::table::Table| TableEntry {
             direction: table.direction.name().to_owned(),
             policies: table.sides.iter().map(|side| side.policy.to_string()).collect(),
+            ports: table.ports.iter().map(describe_named).collect(),
         };
-        let class = |id: u32| (id, ClassEntry { description: self.describe_class(id) });
+        let class = |id: u32| (id, self.class_entry(id));
         let mut faults: Vec<FaultEntry> = faults.iter().chain(&self.faults(index)).map(FaultEntry::from).collect();
         faults.sort_by(|a, b| (&a.kind, &a.object, &a.field).cmp(&(&b.kind, &b.object, &b.field)));
         faults.dedup();
         Catalog {
             agent: AgentEntry::default(),
             endpoints: index.veths().filter_map(|veth| self.endpoint_entry(index, veth.ifindex)).collect(),
-            rules: self.rule_names().into_iter().map(|(id, name)| (id, rule(name))).collect(),
+            rules: self.rule_entries(),
             tables: self.decisions.tables().map(|(id, entry)| (id, table(entry))).collect(),
             classes: self.classes.ids().into_iter().chain([CLASS_NONE]).map(class).collect(),
             faults,
         }
+    }
+
+    fn rule_entries(&self) -> BTreeMap<u32, RuleEntry> {
+        let mut entries = BTreeMap::new();
+        for side in self.policies.sides().flat_map(|(_, sides)| sides.iter().flatten()) {
+            for (index, (rule, id)) in side.rules().iter().zip(&side.rule_ids).enumerate() {
+                let peers = match &rule.peers {
+                    Peers::All => None,
+                    Peers::These(peers) => Some(peers.iter().map(describe_peer).collect()),
+                };
+                let ports = match &rule.ports {
+                    Ports::All => None,
+                    Ports::These(ports) => Some(ports.iter().map(describe_port).collect()),
+                };
+                let (policy, direction) = (side.policy.to_string(), side.direction.name().to_owned());
+                entries.insert(*id, RuleEntry { policy, direction, index, peers, ports });
+            }
+        }
+        entries
     }
 
     fn endpoint_entry(&self, index: &Index, ifindex: u32) -> Option<EndpointEntry> {
@@ -160,6 +190,10 @@ impl Compiler {
             namespace,
             pod: endpoint.name.as_ref().map(|name| name.name.to_string()),
             addresses: v4.chain(own.v6.iter().copied().map(IpAddr::V6)).collect(),
+            ports: endpoint
+                .pod
+                .and_then(|id| index.pod(id))
+                .map_or(Vec::new(), |pod| pod.ports.iter().cloned().collect()),
             isolated_ingress: endpoint.is_isolated(Direction::Ingress),
             isolated_egress: endpoint.is_isolated(Direction::Egress),
             ingress_policies: policies(Direction::Ingress),
@@ -171,11 +205,13 @@ impl Compiler {
         })
     }
 
-    fn describe_class(&self, id: u32) -> String {
+    fn class_entry(&self, id: u32) -> ClassEntry {
         let class = self.peer_class(id);
-        let ports = class.ports.iter().map(|port| format!("port {}={}/{}", port.name, port.port, port.protocol.name()));
-        let parts: Vec<String> = class.matchers.iter().map(describe_peer).chain(ports).collect();
-        if parts.is_empty() { "nobody that a policy names".to_owned() } else { parts.join("; ") }
+        let peers: Vec<String> = class.matchers.iter().map(describe_peer).collect();
+        let ports = class.ports.iter().map(|port| format!("port {}", describe_named(port)));
+        let parts: Vec<String> = peers.iter().cloned().chain(ports).collect();
+        let nobody = || "nobody that a policy names".to_owned();
+        ClassEntry { description: if parts.is_empty() { nobody() } else { parts.join("; ") }, peers }
     }
 }
 
@@ -197,6 +233,20 @@ fn describe_peer(peer: &Peer) -> String {
             let except: Vec<String> = except.iter().map(ToString::to_string).collect();
             format!("{cidr} except {}", except.join(", "))
         }
+    }
+}
+
+fn describe_named(port: &NamedPort) -> String {
+    format!("{}={}/{}", port.name, port.port, port.protocol.name())
+}
+
+fn describe_port(port: &PortMatch) -> String {
+    let lower = |protocol: &crate::facts::Protocol| protocol.name().to_lowercase();
+    match port {
+        PortMatch::Range { protocol, first: 0 | 1, last: u16::MAX } => lower(protocol),
+        PortMatch::Range { protocol, first, last } if first == last => format!("{}/{first}", lower(protocol)),
+        PortMatch::Range { protocol, first, last } => format!("{}/{first}-{last}", lower(protocol)),
+        PortMatch::Named { protocol, name } => format!("{}/{name}", lower(protocol)),
     }
 }
 

@@ -1,7 +1,9 @@
 //! How much may be wanted of each table. What does not fit is closed and named, never silently dropped.
 
+use serde::{Deserialize, Serialize};
+
 /// Limits of what is compiled, by table. The kernel's maps hold twice as much: what is new is there before the old is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Endpoints of the node.
     pub endpoints_max: usize,

@@ -147,6 +147,10 @@ impl Compiler {
         &self.desired.tables
     }
 
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// The highest numbers given out so far.
     pub fn numbers(&self) -> Numbers {
         self.numbers

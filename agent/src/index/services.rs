@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::{Index, PodId};
-use crate::facts::{Labels, ObjectName, PodFacts, Protocol, ServiceFacts, TargetPort};
+use crate::facts::{ObjectName, PodFacts, Protocol, ServiceFacts};
 
 /// A destination that the node may translate before a packet reaches whom it is for (kube-proxy, portmap).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,7 +127,7 @@ impl Services {
 
     /// The fronts of this node's own addresses that a pod's change touches.
     pub(super) fn touched_by(&self, pods: [Option<&PodFacts>; 2]) -> BTreeSet<Front> {
-        let selects = |facts: &&ServiceFacts| pods.iter().flatten().any(|pod| selects(facts, pod));
+        let selects = |facts: &&ServiceFacts| pods.iter().flatten().any(|pod| facts.selects(pod));
         let touched = self.local.iter().filter_map(|name| self.all.get(name)).filter(selects);
         touched.flat_map(fronts_of).filter(|front| front.address.is_some()).collect()
     }
@@ -158,13 +158,6 @@ fn fronts_of(facts: &ServiceFacts) -> BTreeSet<Front> {
     fronts
 }
 
-fn selects(service: &ServiceFacts, pod: &PodFacts) -> bool {
-    let matches = |selector: &Labels| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
-    pod.name.namespace == service.name.namespace
-        && !pod.finished
-        && service.selector.as_ref().is_some_and(|selector| !selector.is_empty() && matches(selector))
-}
-
 // === impl Index ===
 
 impl Index {
@@ -185,25 +178,15 @@ impl Index {
         });
         for service in services {
             let pods = self.namespace(&service.name.namespace).into_iter().flat_map(|namespace| &namespace.pods);
-            for pod in pods.filter_map(|id| self.pod(*id)).filter(|pod| selects(service, pod)) {
+            for pod in pods.filter_map(|id| self.pod(*id)).filter(|pod| service.selects(pod)) {
                 let asked =
                     service.ports.iter().filter(|port| port.port == front.port && port.protocol == front.protocol);
-                for port in asked.flat_map(|port| resolved(&port.target, port.protocol, pod)) {
+                for port in asked.flat_map(|port| port.resolved(pod.ports.iter())) {
                     let own = pod.addresses.iter().filter(|own| own.is_ipv4() == address.is_ipv4());
                     backends.extend(own.map(|own| (*own, port)));
                 }
             }
         }
         backends.into_iter().collect()
-    }
-}
-
-fn resolved(target: &TargetPort, protocol: Protocol, pod: &PodFacts) -> Vec<u16> {
-    match target {
-        TargetPort::Number(port) => vec![*port],
-        TargetPort::Named(name) => {
-            let named = pod.ports.iter().filter(|port| port.name == *name && port.protocol == protocol);
-            named.map(|port| port.port).collect()
-        }
     }
 }

@@ -1,5 +1,7 @@
 //! Typed handles on the maps: writing one entry, and reading all of them.
 
+mod live;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
@@ -15,6 +17,8 @@ use palisade_common::layout::{
     Address, Backends, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PauseKey, PortKey, PortValue, REASONS,
     RuleKey, RuleValue, ServiceKey, Versioned, service_port_bit,
 };
+
+pub use live::Live;
 
 use super::batch::Entries;
 use super::bulk::{self, Bulk};

@@ -38,7 +38,7 @@ use palisade_common::layout::{Config, EndpointRecord};
 pub use attach::{AttachMode, Standing, detach_clsact};
 pub use flows::FlowWatch;
 pub use handover::Earlier;
-pub use maps::{Maps, Snapshot};
+pub use maps::{Live, Maps, Snapshot};
 pub use pins::{PinDir, abandoned, is_in_use, maps_folder, other_version, remove_all as remove_pins};
 pub use predecessors::Copied;
 pub use sizes::{OtherSize, Sizes};

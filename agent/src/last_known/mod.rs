@@ -73,6 +73,20 @@ impl LastKnown {
         known
     }
 
+    /// Everything that is in the index.
+    pub fn all<'a>(node: &str, taken: String, index: &Index, faults: impl Iterator<Item = &'a Fault>) -> Self {
+        let mut all = Self { node: node.to_owned(), taken, ..Self::default() };
+        for (_, namespace) in index.namespaces() {
+            all.namespaces.extend(namespace.facts.clone());
+            all.policies.extend(namespace.policies.values().map(|policy| (**policy).clone()));
+        }
+        all.pods.extend(index.pods().map(|(_, pod)| pod.clone()));
+        all.nodes.extend(index.nodes().cloned());
+        all.services.extend(index.services().cloned());
+        all.faults = faults.cloned().collect();
+        all
+    }
+
     fn has(&self, fault: &Fault) -> bool {
         match fault.kind {
             Kind::Namespace => self.namespaces.iter().any(|of| *of.name == *fault.object),

@@ -88,6 +88,7 @@ pub struct Metrics {
     failed_writes: Counter,
     resyncs: Family<Label, Counter>,
     stale: Family<Label, Gauge>,
+    drift: Gauge,
 }
 
 impl Metrics {
@@ -107,6 +108,7 @@ impl Metrics {
             failed_writes: Counter::default(),
             resyncs: Family::default(),
             stale: Family::default(),
+            drift: Gauge::default(),
         };
         // They are there from the start, so that a rate can be taken over the first change too.
         metrics.set_faults(&BTreeMap::new());
@@ -123,6 +125,13 @@ impl Metrics {
 
     fn registered(mut self, snapshot: impl Fn() -> anyhow::Result<Snapshot> + Send + Sync + 'static) -> Self {
         let registry = &mut self.registry;
+        registry.register(
+            "drift_entries",
+            "Entries of the loaded tables that are not what a compilation from nothing makes of the objects that are known, at the last \
+             comparison. Not 0: `palisade maps diff` and the log name them; somebody has written to the maps, or this is a bug to report. \
+             Starting the agent anew writes the tables again",
+            self.drift.clone(),
+        );
         registry.register(
             "faults",
             "Things in objects of this kind that cannot be enforced as written and are closed instead. \
@@ -249,6 +258,11 @@ impl Metrics {
     pub fn applied(&self, epoch: u32, time: Duration) {
         self.epoch.set(epoch.into());
         self.apply.observe(time.as_secs_f64());
+    }
+
+    /// How many entries of tables are not what they should be.
+    pub fn set_drift(&self, entries: usize) {
+        self.drift.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     pub fn set_paused(&self, node: bool, endpoints: usize) {

@@ -148,7 +148,11 @@ mod tests {
     use super::*;
 
     fn shown(entry: EndpointEntry, record: Option<EndpointRecord>) -> [String; 3] {
-        let table = |name: &str| TableEntry { direction: "ingress".to_owned(), policies: vec![name.to_owned()] };
+        let table = |name: &str| TableEntry {
+            direction: "ingress".to_owned(),
+            policies: vec![name.to_owned()],
+            ports: Vec::new(),
+        };
         let tables = BTreeMap::from([(1, table("web/old")), (2, table("web/new"))]);
         let cells = cells(row(entry, record.as_ref(), &tables));
         [3, 4, 5].map(|column: usize| cells[column].text.clone())

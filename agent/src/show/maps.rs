@@ -8,6 +8,7 @@ use palisade_common::parse::{V4, V6};
 use serde_json::{Value, json};
 
 use super::page::show;
+use super::rows::range;
 use super::style;
 use super::table::Columns;
 use crate::compile::Catalog;
@@ -15,7 +16,7 @@ use crate::config::ShowFlags;
 use crate::kernel::{Maps, Snapshot};
 use crate::observe;
 use crate::observe::events::{address_text, protocol_name};
-use palisade_common::layout::{Address, PortKey};
+use palisade_common::layout::Address;
 
 /// One printed table: its name, its columns, its rows.
 struct Shown {
@@ -223,13 +224,6 @@ fn rules(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
         })
         .collect();
     Shown { name: "RULES", columns: &["TABLE", "WHAT", "CLASS", "PORTS", "RULE"], wide: 0, rows }
-}
-
-/// First and last port of a prefix.
-fn range(key: &PortKey, length: u32) -> (u16, u16) {
-    let first = u16::from_be(key.port_be);
-    let wild = u16::MAX.checked_shr(length.saturating_sub(48)).unwrap_or(0);
-    (first, first | wild)
 }
 
 fn ports(snapshot: &Snapshot, catalog: &Catalog) -> Shown {

@@ -1,14 +1,23 @@
 //! Commands that read the loaded state: pins for the numbers, the agent's catalog for their names.
 
+mod check;
+mod diff;
 mod endpoints;
+mod explain;
 mod manual;
 mod maps;
 pub mod page;
+mod policies;
+mod rows;
 mod status;
 pub mod style;
 pub mod table;
 
+pub use check::check;
+pub use diff::maps_diff;
 pub use endpoints::endpoints;
+pub use explain::{explain, find};
 pub use manual::{completion, man};
 pub use maps::maps;
+pub use policies::policies;
 pub use status::status;

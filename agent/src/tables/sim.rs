@@ -17,8 +17,9 @@ use palisade_common::layout::{
 };
 use palisade_common::parse::{self, Bytes, HEADERS_MAX, Packet, V4};
 
+use super::Tables;
 use super::adopted::Found;
-use super::plan::Write;
+use super::plan::{Installed, Write};
 
 /// Maps and settings.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,6 +77,26 @@ impl Bytes for FrameBytes<'_> {
 }
 
 impl Sim {
+    /// Maps that hold these tables and nothing else.
+    pub fn holding(tables: &Tables) -> Self {
+        let room = u32::try_from(tables.endpoints.len()).expect("fewer than 2^32 endpoints");
+        let installed = Installed::new(0, room);
+        let plan = installed.plan(&Tables::default().delta_to(tables)).expect("a record for each endpoint");
+        let mut sim = Self::default();
+        plan.writes.iter().for_each(|write| sim.write(write));
+        sim
+    }
+
+    /// Maps as they were found. Of Services only those of the tables are known.
+    pub fn of(found: Found) -> Self {
+        let service_ports = found.tables.services.keys().map(|key| key.port).collect();
+        let record = |index: &Versioned| found.records.get(&index.at(found.epoch));
+        let stamps =
+            found.tables.endpoints.iter().filter_map(|(ifindex, index)| Some((record(index)?.stamp, *ifindex)));
+        let stamps = stamps.filter(|(stamp, _)| *stamp != 0).collect();
+        Self { stamps, service_ports, maps: found, ..Self::default() }
+    }
+
     pub fn write(&mut self, write: &Write) {
         let Found { epoch, records, tables } = &mut self.maps;
         match *write {
@@ -152,7 +173,12 @@ pub struct SimFlow<'a> {
     key: FlowKey,
 }
 
-impl SimFlow<'_> {
+impl<'a> SimFlow<'a> {
+    /// The entry of a flow table in memory, if it is there.
+    pub fn of(flows: &'a RefCell<BTreeMap<FlowKey, FlowValue>>, key: &FlowKey) -> Option<Self> {
+        flows.borrow().contains_key(key).then_some(Self { flows, key: *key })
+    }
+
     fn change(&self, change: impl FnOnce(&mut FlowValue)) {
         if let Some(value) = self.flows.borrow_mut().get_mut(&self.key) {
             change(value);
@@ -297,7 +323,7 @@ impl Ask for Sim {
     }
 
     fn flow(&self, key: &FlowKey) -> Option<SimFlow<'_>> {
-        self.flows.borrow().contains_key(key).then_some(SimFlow { flows: &self.flows, key: *key })
+        SimFlow::of(&self.flows, key)
     }
 
     fn put_flow(&self, key: &FlowKey, value: &FlowValue, _new: bool) -> bool {

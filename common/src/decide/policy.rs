@@ -53,7 +53,7 @@ impl Answer {
 
     /// What comes of an opening.
     #[inline(always)]
-    pub(crate) const fn ruling(self) -> Ruling {
+    pub const fn ruling(self) -> Ruling {
         self.ruling
     }
 

@@ -5,7 +5,7 @@
 //! replaces everything, is followed; a symbolic link to a file elsewhere is read, but changes there are not noticed.
 
 mod bounds;
-mod documents;
+pub mod documents;
 mod notices;
 pub mod shelf;
 
