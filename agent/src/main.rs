@@ -20,6 +20,8 @@ fn main() -> ExitCode {
         Command::Status(flags) => show::status(&flags),
         Command::Maps(flags) => show::maps(&flags),
         Command::Endpoints(flags) => show::endpoints(&flags),
+        Command::Flows(flags) => show::flows(&flags),
+        Command::Drops(flags) => show::drops(&flags),
         Command::Pause(flags) => pause::pause(&flags),
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),
         Command::Cni(CniCommand::Uninstall(flags)) => uninstall::cni_uninstall(&flags.folders.places(&flags.pin_dir)),

@@ -21,8 +21,8 @@ pub(crate) use guard::{mac, owns};
 pub(crate) use leaving::admits_backends;
 use leaving::client_of;
 pub use leaving::{Place, decide_leaving, leaving, refused_leaving};
-pub use policy::{Answer, OPEN_EGRESS, OPEN_INGRESS, Question, answer, ask};
-pub(crate) use policy::{IS_SERVICE, REACH_EGRESS};
+pub(crate) use policy::IS_SERVICE;
+pub use policy::{Answer, OPEN_EGRESS, OPEN_INGRESS, Question, REACH_EGRESS, answer, ask};
 pub use ruling::Ruling;
 pub use tables::{FlowEntry, ServiceCount, Tables, take_midstream};
 

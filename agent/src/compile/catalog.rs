@@ -1,6 +1,7 @@
 //! Names for numbers: what the tables mean, for people (`palisade endpoints`, `palisade maps`, refused flows).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -81,6 +82,12 @@ pub struct RuleEntry {
     pub direction: String,
     /// Place in spec.ingress or spec.egress, from 0.
     pub index: usize,
+}
+
+impl fmt::Display for RuleEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} rule {}", self.policy, self.direction, self.index)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

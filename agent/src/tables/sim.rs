@@ -12,8 +12,8 @@ use palisade_common::decide::{
     FlowEntry, Meeting, Place, Ruling, ServiceCount, Tables as Ask, decide, decide_leaving, take_midstream,
 };
 use palisade_common::layout::{
-    Address, Backends, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, FragmentKey, FragmentValue,
-    Judgement, PORT_PREFIX_MAX, PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, ServiceKey, Versioned,
+    Address, Backends, Config, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, FragmentKey,
+    FragmentValue, Judgement, PORT_PREFIX_MAX, PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, ServiceKey, Versioned,
 };
 use palisade_common::parse::{self, Bytes, HEADERS_MAX, Packet, V4};
 
@@ -76,6 +76,20 @@ impl Bytes for FrameBytes<'_> {
 }
 
 impl Sim {
+    /// What is in the kernel's maps, for questions about it.
+    pub fn of(found: Found, config: &Config) -> Self {
+        let Config { keep_existing, midstream_budget, exits_missing, paused_until, .. } = *config;
+        Self {
+            service_ports: found.tables.services.keys().map(|key| key.port).collect(),
+            maps: found,
+            keeps_existing: keep_existing != 0,
+            exits_missing: exits_missing != 0,
+            paused_until,
+            midstream_budget,
+            ..Self::default()
+        }
+    }
+
     pub fn write(&mut self, write: &Write) {
         let Found { epoch, records, tables } = &mut self.maps;
         match *write {
