@@ -28,6 +28,11 @@ pub fn dns() -> Result<PathBuf> {
     find("lab/dns/coredns").context("CoreDNS is not built: `cargo xtask setup`")
 }
 
+/// Prometheus' linter, parsers and engine.
+pub fn promcheck() -> Result<PathBuf> {
+    find("lab/prom/promcheck").context("promcheck is not built: `cargo xtask setup`")
+}
+
 /// The static agent.
 pub fn agent() -> Result<PathBuf> {
     find("release/palisade").context("the agent is not built: `cargo xtask build`")

@@ -67,6 +67,12 @@ pub fn services() -> Result<()> {
     link("dns", &step("CoreDNS", go::provide_dns)?)
 }
 
+/// Prometheus' linter, parsers and engine, as `target/lab/prom`.
+pub fn prometheus() -> Result<()> {
+    step("Go 1.26", go::check)?;
+    link("prom", &step("promcheck", go::provide_promcheck)?)
+}
+
 /// Helm, the program.
 pub fn helm() -> Result<PathBuf> {
     Ok(step("helm", go::provide_helm)?.join("helm"))
@@ -87,6 +93,7 @@ pub fn all() -> Result<()> {
     lab()?;
     control_plane()?;
     services()?;
+    prometheus()?;
     cxx()?;
     Ok(())
 }
