@@ -10,7 +10,7 @@ use palisade_common::Reason;
 use super::accounts;
 use super::metrics::{MapUse, Metrics, Snapshot};
 use super::reporter::Reporter;
-use crate::api::contact::{Request, Requests};
+use crate::api::contact::{Received, Request, Requests};
 
 /// A page with a sample of every family.
 fn page() -> String {
@@ -21,7 +21,8 @@ fn page() -> String {
     let mut metrics = Metrics::new(snapshot);
     let requests = Requests::default();
     let request = Request { resource: "pods".to_owned(), verb: "list", code: "200".to_owned() };
-    drop(requests.get_or_create(&request));
+    drop(requests.answers.get_or_create(&request));
+    drop(requests.received.get_or_create(&Received { resource: request.resource.clone(), verb: request.verb }));
     metrics.register_requests(requests);
     drop(Reporter::new(metrics.registry_mut()));
     metrics.registry_mut().register_collector(accounts::sample());
