@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use palisade_common::Reason;
 
 use crate::cni::install::{Places, plugin_beside};
 use crate::cni::{BIN_DIR, CONF_DIR};
 use crate::explain::port::PortSpec;
 use crate::kernel::{AttachMode, Settings, Sizes, StampMask};
+use crate::observe::sinks::file::FileOptions;
+use crate::observe::sinks::otlp::OtlpEndpoint;
+use crate::show::filter::FilterFlags;
 
 /// Where cgroup v2 is mounted unless told otherwise.
 pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
@@ -56,12 +61,12 @@ pub enum Command {
     #[command(verbatim_doc_comment)]
     Maps(MapsFlags),
     /// Print who is enforced on this node and by which policies, and who is not, and why.
-    Endpoints(ShowFlags),
+    Endpoints(EndpointsFlags),
     /// Print the policies that isolate pods of this node, as they are enforced
     ///
     /// With a NAME, or with -o wide, rule by rule: the peers as written, the classes that stand for them and how many addresses have these,
     /// the ports as written, the ports that rows of the loaded tables give by the rule once names are resolved (what an earlier rule gives
-    /// as well is told there), and how many of the flows that are remembered the rule admits.
+    /// as well is told there), how many of the flows that are remembered the rule admits, and how many new ones it has admitted so far.
     #[command(verbatim_doc_comment)]
     Policies(PoliciesFlags),
     /// Say why a flow is allowed or refused: at every hook of this node that its first packet passes, by the loaded tables
@@ -96,6 +101,22 @@ pub enum Command {
     /// Print, as JSON, what the agent knows of somebody: pods with their nodes, addresses and ports. For `kubectl palisade`.
     #[command(hide = true)]
     Find(FindFlags),
+    /// Print the flows that the programs remember: who talks to whom, and what policies say of it now
+    ///
+    /// Read from the kernel's table, with or without an agent; one that runs adds the names of pods on other nodes. Flows of pods that
+    /// no policy isolates are not remembered. What was refused is not there: see `palisade drops`.
+    ///
+    /// With --watch: one line for each flow that is there, and then for each that comes, changes or goes (the table is read once a second).
+    /// With -o json each of these is one object on a line.
+    #[command(verbatim_doc_comment)]
+    Flows(FlowsFlags),
+    /// Print what was refused lately, with the pods on both ends, the policies, and the reason
+    ///
+    /// Asks the agent that runs, which keeps the last few thousand kinds of refused packets: the same pod, direction, peer, port and
+    /// reason. Only root may ask. Fields of -o json are those of docs/events.md; with --watch each is one object on a line. Fails where no agent
+    /// runs.
+    #[command(verbatim_doc_comment)]
+    Drops(DropsFlags),
     /// Stop enforcing for a while: nothing of a pod, or of the whole node, is refused until then
     ///
     /// Takes effect at once and ends by itself, whatever becomes of the agent. What policies allow is judged and remembered as ever, so
@@ -183,6 +204,27 @@ pub struct AgentFlags {
     #[arg(long, value_enum, default_value = "auto")]
     attach: Attach,
 
+    /// Tell of new flows that are admitted, too: in the log, the file, the collector and `palisade drops --admitted`. Costs nothing for
+    /// what belongs to a known flow.
+    #[arg(long)]
+    admitted_events: bool,
+
+    /// File for one line of JSON for each refused (or admitted) flow that is told of (docs/events.md); mode 0600.
+    #[arg(long, value_name = "FILE")]
+    events_file: Option<PathBuf>,
+
+    /// Megabytes of --events-file after which it is begun anew.
+    #[arg(long, value_name = "MB", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    events_file_size: u32,
+
+    /// How many full ones are kept, as FILE.1 and so on.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=100))]
+    events_files_kept: u32,
+
+    /// An OpenTelemetry collector that takes the same lines as logs, by OTLP over HTTP, such as http://127.0.0.1:4318.
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<OtlpEndpoint>,
+
     /// Format of the log on standard error.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -239,6 +281,9 @@ struct LimitFlags {
     /// Refused packets per CPU and second that are reported one by one; the rest is counted.
     #[arg(long, value_name = "N", default_value_t = Settings::default().events_budget)]
     events_max: u32,
+    /// Of these, those of one pod, direction and reason, so that none hides the others.
+    #[arg(long, value_name = "N", default_value_t = Settings::default().events_group_budget)]
+    events_per_pod_max: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -271,6 +316,15 @@ pub struct ShowFlags {
     /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct EndpointsFlags {
+    /// Only this pod.
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub pod: Option<String>,
+    #[command(flatten)]
+    pub show: ShowFlags,
 }
 
 #[derive(Debug, Args)]
@@ -347,6 +401,66 @@ pub struct ExplainFlags {
     pub namespace: String,
     #[command(flatten)]
     pub show: ShowFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct FlowsFlags {
+    #[command(flatten)]
+    pub show: ShowFlags,
+    #[command(flatten)]
+    pub filter: FilterFlags,
+    /// What the flow's next packet is to expect.
+    #[arg(long, value_enum)]
+    pub verdict: Option<FlowVerdict>,
+    /// Go on with what changes, until interrupted.
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FlowVerdict {
+    /// Policies admit it.
+    Admitted,
+    /// They do not any longer: it is cut.
+    Refused,
+    /// They do not any longer, and it goes on (--existing-flows keep).
+    Kept,
+    /// To a Service: judged where it ends up.
+    Service,
+    /// Opened by the node itself.
+    Node,
+}
+
+impl FlowVerdict {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::Refused => "refused",
+            Self::Kept => "kept",
+            Self::Service => "service",
+            Self::Node => "node",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct DropsFlags {
+    #[command(flatten)]
+    pub show: ShowFlags,
+    #[command(flatten)]
+    pub filter: FilterFlags,
+    /// For this reason, such as no-rule.
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.name())), hide_possible_values = true)]
+    pub reason: Option<String>,
+    /// Those that were refused most often first, N of them (20 unless given).
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "20", conflicts_with = "watch")]
+    pub top: Option<u32>,
+    /// What was admitted instead; the agent tells of that with --admitted-events.
+    #[arg(long)]
+    pub admitted: bool,
+    /// What is refused from now on, until interrupted.
+    #[arg(short, long)]
+    pub watch: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -472,6 +586,8 @@ pub struct AgentConfig {
     /// Where the objects that were last known are kept.
     pub state_dir: Option<PathBuf>,
     pub metrics_addr: Option<SocketAddr>,
+    pub events_file: Option<FileOptions>,
+    pub otlp_endpoint: Option<OtlpEndpoint>,
     pub attach: AttachMode,
     pub sizes: Sizes,
     pub settings: Settings,
@@ -526,6 +642,12 @@ impl AgentFlags {
             cni,
             state_dir: self.state_dir,
             metrics_addr,
+            events_file: self.events_file.map(|path| FileOptions {
+                path,
+                size_max: u64::from(self.events_file_size) << 20,
+                kept: self.events_files_kept,
+            }),
+            otlp_endpoint: self.otlp_endpoint,
             attach: match self.attach {
                 Attach::Auto => AttachMode::Auto,
                 Attach::Tcx => AttachMode::Tcx,
@@ -536,6 +658,8 @@ impl AgentFlags {
                 keep_existing: self.existing_flows == ExistingFlows::Keep,
                 midstream_budget: limits.midstream_max,
                 events_budget: limits.events_max,
+                events_group_budget: limits.events_per_pod_max,
+                events_admitted: self.admitted_events,
                 debug_programs: self.debug_programs,
                 stamp_mask: self.stamp_mask,
             },

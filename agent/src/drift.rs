@@ -157,7 +157,7 @@ impl Words<'_> {
 
     fn rule(&self, rule: u32) -> String {
         match self.catalog.rules.get(&rule) {
-            Some(entry) => format!("{} {} rule {}", entry.policy, entry.direction, entry.index),
+            Some(entry) => entry.to_string(),
             None => format!("rule {rule}"),
         }
     }

@@ -340,6 +340,15 @@ impl Requirement {
 pub struct Update {
     pub change: Change,
     pub faults: Vec<Fault>,
+    /// When the object was written, as the API server has it (Unix time in seconds): of a policy that has just been. `None`: nobody knows, or
+    /// it is no news.
+    pub written: Option<i64>,
+}
+
+impl Update {
+    pub fn new(change: Change, faults: Vec<Fault>) -> Self {
+        Self { change, faults, written: None }
+    }
 }
 
 /// The host's side of a veth that is, or may be, a pod's: what `node` found out about it. Addresses and names may come

@@ -26,9 +26,10 @@ Asks the agents of a cluster's nodes: kubectl palisade COMMAND …
 
 Usage: kubectl palisade [--context NAME] [--kubeconfig FILE] [--node NODE]… COMMAND [ARGUMENTS]
 
-COMMAND and its ARGUMENTS are those of `palisade` on a node: status, endpoints, policies, maps, explain and others that show something.
-They are run in the agent's pod of each --node. Without --node: `explain` asks the nodes of the pods that it is about, everything else all nodes,
-one after the other. Namespaces of names are given to the command, as in `kubectl palisade explain -n shop deploy/web svc/db`.
+COMMAND and its ARGUMENTS are those of `palisade` on a node: status, endpoints, policies, flows, drops, maps, explain and others that show
+something. They are run in the agent's pod of each --node. Without --node: `explain` asks the nodes of the pods that it is about, everything
+else all nodes, one after the other; what does not end (--watch) needs one. Namespaces of names are given to the command, as in
+`kubectl palisade explain -n shop deploy/web svc/db`.
 
 What is run is `kubectl exec`: whoever may create pods/exec in the agents' namespace may look.
 
@@ -104,6 +105,10 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<Exit> 
         true => agents.iter().collect(),
         false => nodes.iter().map(|node| agent_of(&agents, node)).collect::<Result<_, _>>()?,
     };
+    if asked.len() > 1 && never_ends(&line.command) {
+        eprintln!("{NAME}: --watch does not end, and nodes are asked one after the other: say --node");
+        return Ok(Exit::Usage);
+    }
     let mut worst = Exit::Done;
     for agent in &asked {
         if asked.len() > 1 {
@@ -188,6 +193,10 @@ fn exec(cluster: &[String], agent: &Agent, arguments: &[String]) -> Command {
     command
 }
 
+fn never_ends(command: &[String]) -> bool {
+    command.iter().any(|argument| matches!(argument.as_str(), "-w" | "--watch"))
+}
+
 /// The nodes of the pods that an explanation is about, as any agent knows them.
 fn nodes_of_ends(line: &Line, agents: &[Agent]) -> anyhow::Result<BTreeSet<String>> {
     let (namespace, ends) = ends(&line.command[1..]);
@@ -261,6 +270,12 @@ mod tests {
         let of = |text: &str| ends(&words(text));
         assert_eq!(of("-n shop deploy/web svc/db tcp/80"), ("shop".to_owned(), words("deploy/web svc/db")));
         assert_eq!(of("a/b -o json c/d 80 --namespace=x"), ("x".to_owned(), words("a/b c/d")));
+    }
+
+    #[test]
+    fn what_does_not_end_is_for_one_node() {
+        assert!(never_ends(&words("drops -w")) && never_ends(&words("flows --watch --pod shop/web")));
+        assert!(!never_ends(&words("drops --top 3")));
     }
 
     #[test]

@@ -25,9 +25,14 @@ use crate::facts::{NodeChange, Update};
 use crate::kernel::{Kernel, PinDir};
 use crate::last_known::{self, Keeper, Written};
 use crate::node::{self, NodeConfig, Telling};
+use crate::observe::accounts::Accounts;
 use crate::observe::events::Events;
 use crate::observe::http::{self, Readiness};
 use crate::observe::metrics::Metrics;
+use crate::observe::reporter::Reporter;
+use crate::observe::sinks::file::FileSink;
+use crate::observe::sinks::otlp::OtlpSink;
+use crate::observe::socket::{self, NamesAsked, Sources};
 use crate::observe::turns::Turns;
 use crate::observe::{self, Fill};
 
@@ -36,7 +41,9 @@ const QUEUE: usize = 64;
 /// Updates that are taken in between two looks at everything else, but for what is left of a batch.
 const UPDATES_AT_ONCE: usize = 1024;
 /// How many events are looked at between two looks at everything else.
-const EVENTS_AT_ONCE: usize = 256;
+const EVENTS_AT_ONCE: usize = 4096;
+/// After some were read the next wait for so long, as waking up for each costs more than all else about them.
+const EVENTS_PAUSE: Duration = Duration::from_millis(50);
 /// How long after a change the catalog is written, so that a burst writes it once.
 const CATALOG_DELAY: Duration = Duration::from_millis(100);
 /// At least so many times as long as writing it took last: where pods change all the time and names are many, it takes no more than a part
@@ -108,6 +115,9 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
     let mut metrics = Metrics::new(observe::snapshot_of(&config.pin_dir, fill.clone(), kernel.sizes())?);
     metrics.register_requests(requests);
     metrics.register_turns(&turns);
+    let accounts = Accounts::new(&config.pin_dir)?;
+    accounts.register(metrics.registry_mut());
+    let (reporter, mut names_asked) = reporter(&config, &mut metrics, &mut tasks)?;
     let metrics = Arc::new(metrics);
     if let Some(address) = config.metrics_addr {
         let listener =
@@ -119,6 +129,8 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
     let signals = Signals {
         metrics,
         fill,
+        accounts,
+        reporter,
         pod_cidrs: cidr_sender,
         ready: ready_sender,
         events: notices,
@@ -131,6 +143,8 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
     let mut verify_at = Instant::now() + VERIFY_INTERVAL;
     let mut drift_at = Instant::now() + config.drift_every;
     let (drift_sender, mut drifts) = mpsc::channel(1);
+    let mut events_at: Option<Instant> = None;
+    agent.look_at_flows();
     if agent.is_first() {
         agent.write_catalog();
     }
@@ -161,7 +175,13 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
             Ok(()) = stale.changed() => agent.take_stale(&stale.borrow_and_update()),
             Ok(()) = kept.changed() => agent.kept_until(&kept.borrow_and_update()),
             Some(ended) = tasks.join_next() => ended.context("a task of the agent panicked")??,
-            refused = events.next(EVENTS_AT_ONCE) => agent.tell_refused(&refused.context("reading EVENTS")?),
+            reports = events.next(EVENTS_AT_ONCE), if events_at.is_none() => {
+                let reports = reports.context("reading EVENTS")?;
+                agent.take_reports(&reports);
+                events_at = (reports.len() < EVENTS_AT_ONCE).then(|| Instant::now() + EVENTS_PAUSE);
+            }
+            () = sleep_until(events_at.unwrap_or_else(Instant::now)), if events_at.is_some() => events_at = None,
+            Some(asked) = names_asked.recv() => agent.take_names_asked(asked),
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.retry(),
             () = sleep_until(catalog_at.unwrap_or_else(Instant::now)), if catalog_at.is_some() => {
                 catalog_at = None;
@@ -226,6 +246,34 @@ fn keep_objects(config: &AgentConfig, agent: &mut Agent) -> (watch::Receiver<Wri
     agent.keep_objects(Keeper::new(&config.pin_dir, sender), trouble);
     keeping.spawn(last_known::keep(path, given, told));
     (kept, keeping)
+}
+
+/// Where lines about flows go, and questions for names that come from whoever looks at them.
+fn reporter(
+    config: &AgentConfig,
+    metrics: &mut Metrics,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<(Reporter, mpsc::Receiver<NamesAsked>)> {
+    let mut reporter = Reporter::new(metrics.registry_mut());
+    if let Some(options) = config.events_file.clone() {
+        reporter.set_file(|lost| FileSink::start(options, lost))?;
+    }
+    if let Some(endpoint) = config.otlp_endpoint.clone() {
+        let node = config.node_name.clone();
+        reporter.set_otlp(|lost| {
+            let (sink, sending) = OtlpSink::start(endpoint, node, lost);
+            tasks.spawn(async move {
+                sending.await;
+                Ok(())
+            });
+            sink
+        });
+    }
+    let (names, names_asked) = mpsc::channel(QUEUE);
+    let sources = Sources { recent: reporter.recent(), watchers: reporter.watchers(), names, lost: reporter.lost() };
+    let path = socket::path(&config.pin_dir);
+    tasks.spawn(async move { match socket::run(path, sources).await {} });
+    Ok((reporter, names_asked))
 }
 
 /// What comes by way of the CNI plugin.

@@ -22,10 +22,10 @@ use permuted::ADDED;
 /// name and size means the same in every version, and an integer may become wider. So a field whose meaning changes gets another name;
 /// what is padding has a name that begins with `pad`. Flows are taken over as long as every field of [`FlowKey`] is in both versions.
 #[cfg(not(feature = "layout-test"))]
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 /// Of a build that exists for tests of the change between two versions (see `permuted.rs`).
 #[cfg(feature = "layout-test")]
-pub const LAYOUT_VERSION: u32 = 1_000_004;
+pub const LAYOUT_VERSION: u32 = 1_000_005;
 
 /// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///
@@ -109,13 +109,17 @@ permuted! {
         pub midstream_budget: u32,
         /// Events per CPU and second.
         pub events_budget: u32,
+        /// Of these, for one reason at one endpoint in one direction.
+        pub events_group_budget: u32,
+        /// 1: new flows that are admitted are told of too.
+        pub events_admitted: u32,
         /// 1: a device by which packets leave the node lacks its program, so that nobody would judge what becomes of Service traffic.
         pub exits_missing: u32,
         /// When the last pause ends or has ended (seconds, CLOCK_MONOTONIC, rounded up); 0: there was none, and PAUSES is empty.
         pub paused_until: u32,
     }
 }
-const _: () = assert!(size_of::<Config>() == 40 + ADDED);
+const _: () = assert!(size_of::<Config>() == 48 + ADDED);
 
 /// Index 0 of the one-element array FLOW_STATS, raised atomically by the programs.
 #[repr(C)]
@@ -321,16 +325,27 @@ pub struct PortValue {
 /// Size of COUNTERS (per-CPU array of packets by [`crate::Reason`]).
 pub const REASONS: usize = 64;
 
-/// ENDPOINT_STATS (array), by endpoint number. Not exact under concurrency.
+/// ENDPOINT_STATS (array), by endpoint number. What was counted by others of the same number is only nearly exact.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointStats {
     /// The second (CLOCK_MONOTONIC) that `midstream_count` counts in.
     pub midstream_second: u32,
     pub midstream_count: u32,
+    /// [`EndpointRecord::generation`] of the endpoint that the numbers below are of.
+    pub generation: u32,
+    pub pad: u32,
+    /// New flows that were let through, by [`crate::Hook`] as a number.
+    pub admitted: [u64; 2],
+    /// Packets that were refused, likewise; wherever they were met.
+    pub refused: [u64; 2],
 }
+const _: () = assert!(size_of::<EndpointStats>() == 48);
 
-/// EVENTS (ring buffer): a refused packet.
+/// How many rules RULE_HITS (LRU hash: rule → new flows that it admitted) has at most: those that admitted something last.
+pub const RULE_HITS_MAX: usize = 8192;
+
+/// EVENTS (ring buffer): a refused packet, or the first of an admitted flow ([`Config::events_admitted`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
@@ -352,7 +367,8 @@ pub struct Event {
     pub reason: u8,
     /// Where the packet was met, if not at the endpoint's own interface: interface index ([`MET_PROCESS`]: at a process of the node).
     pub met: u32,
-    pub pad: u32,
+    /// The rule that admits; 0: none does, or none is needed.
+    pub rule: u32,
 }
 const _: () = assert!(size_of::<Event>() == 64);
 

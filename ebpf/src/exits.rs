@@ -84,16 +84,18 @@ fn judge(ctx: &TcContext, stamp: u16, begins: u32, place: Place) -> bool {
         ruling = Ruling::of(Reason::Paused);
     }
     report::count(ruling);
+    // SAFETY: as above.
+    let device = || if matches!(place, Place::Device) { unsafe { (*ctx.skb.skb).ifindex } } else { 0 };
     if ruling.passes() {
+        if report::is_new_flow(ruling) {
+            // SAFETY: as above; what a rule admits was parsed.
+            report::tell(ctx, unsafe { &*packet }, ruling, report::exit(device()));
+        }
         return true;
     }
     let unparsed = matches!(ruling.reason(), Reason::Unsettled | Reason::UnknownStamp);
     // SAFETY: as above; whatever else is refused was parsed.
     let packet = if unparsed { parsed() } else { unsafe { &*packet } };
-    // SAFETY: as above.
-    let device = if matches!(place, Place::Device) { unsafe { (*ctx.skb.skb).ifindex } } else { 0 };
-    if !report::refused(ctx, packet, ruling, report::Place::from(device)) {
-        report::lost();
-    }
+    report::tell(ctx, packet, ruling, report::exit(device()));
     false
 }

@@ -16,7 +16,7 @@ use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
 
 use crate::flow_pointer::FlowPointer;
 use crate::sockets::{NO_SOCKET, TCP, UDP, socket_state};
-use crate::{maps, parts};
+use crate::{maps, parts, report};
 
 /// The bytes of an skb.
 pub struct Skb<'a> {
@@ -275,6 +275,9 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn count_service(&self, what: ServiceCount) {
+        if matches!(what, ServiceCount::Judged) {
+            report::count_hit(report::last_rule());
+        }
         let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0) else { return };
         // SAFETY: a live array element; see `put_flow`.
         unsafe {
@@ -388,7 +391,9 @@ impl Tables for Maps {
         unsafe {
             match take_midstream(*stats, now, (*config).midstream_budget) {
                 Some(next) => {
-                    *stats = next;
+                    // Not the rest, which others count in.
+                    (*stats).midstream_second = next.midstream_second;
+                    (*stats).midstream_count = next.midstream_count;
                     true
                 }
                 None => false,

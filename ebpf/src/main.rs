@@ -61,6 +61,10 @@ fn judge(ctx: &TcContext, hook: Hook) -> i32 {
     }
     report::count(ruling);
     if ruling.passes() {
+        if report::is_new_flow(ruling) {
+            // SAFETY: as above; what a rule admits was parsed.
+            report::tell(ctx, unsafe { &*packet }, ruling, report::pod(hook, ctx_ifindex(ctx)));
+        }
         if matches!(hook, Hook::FromPod) {
             mark::put(ctx, ruling.stamp());
         }
@@ -69,9 +73,7 @@ fn judge(ctx: &TcContext, hook: Hook) -> i32 {
         let unsettled = ruling.reason_number() == Reason::Unsettled as u8;
         // SAFETY: as above; whatever else is refused was parsed.
         let packet = if unsettled { parsed() } else { unsafe { &*packet } };
-        if !report::refused(ctx, packet, ruling, report::pod(hook, ctx_ifindex(ctx))) {
-            report::lost();
-        }
+        report::tell(ctx, packet, ruling, report::pod(hook, ctx_ifindex(ctx)));
         TC_ACT_SHOT
     }
 }

@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use palisade_common::layout::{
     Address, Backends, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue, FragmentKey,
-    FragmentValue, PAUSES_MAX, PauseKey, PortKey, PortValue, REASONS, RuleKey, RuleValue, SERVICE_PORT_WORDS,
-    ServiceKey, Versioned,
+    FragmentValue, PAUSES_MAX, PauseKey, PortKey, PortValue, REASONS, RULE_HITS_MAX, RuleKey, RuleValue,
+    SERVICE_PORT_WORDS, ServiceKey, Versioned,
 };
 use palisade_common::parse::Packet;
 
@@ -77,6 +77,14 @@ pub static PAUSES: HashMap<PauseKey, u64, { PAUSES_MAX as usize }> = HashMap::ne
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
 
+/// New flows by the rule that admitted them.
+#[btf_map]
+pub static RULE_HITS: LruHashMap<u32, u64, RULE_HITS_MAX> = LruHashMap::new();
+
+/// The rule of the last answer that was given on this CPU: an answer has no room for it.
+#[btf_map]
+pub static LAST_RULE: PerCpuArray<u32, 1> = PerCpuArray::new();
+
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 
@@ -91,3 +99,9 @@ pub const QUOTED: u32 = 1;
 /// Events of this second: (second, sent, lost for ever).
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<[u32; 4], 1> = PerCpuArray::new();
+
+/// Events of this second for one reason at one endpoint in one direction, or for several that share the place: (second, sent).
+#[btf_map]
+pub static EVENT_GROUPS: PerCpuArray<[u32; 2], { 1 << EVENT_GROUPS_BITS }> = PerCpuArray::new();
+
+pub const EVENT_GROUPS_BITS: u32 = 10;

@@ -195,7 +195,12 @@ pub extern "C" fn palisade_answer(
     let (Some(peer), Some(record)) = (unsafe { peer.as_ref() }, unsafe { record.as_ref() }) else {
         return Answer::NONE.to_bits();
     };
-    decide::answer(&Maps::ALONE, &Question::new(peer, kind, client, epoch), record).to_bits()
+    let answer = decide::answer(&Maps::ALONE, &Question::new(peer, kind, client, epoch), record);
+    if let Some(rule) = maps::LAST_RULE.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element.
+        unsafe { *rule = answer.rule_number() };
+    }
+    answer.to_bits()
 }
 
 /// The interface of the pod that marks its packets so; 0: nobody's.

@@ -1,14 +1,18 @@
-//! What a program tells about its verdicts: counters, events of what was refused, and a log of oddities.
+//! What a program tells about its verdicts: counters, events of what was refused (and of what was admitted, if that is wanted), and a log
+//! of oddities.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use palisade_common::decide::Ruling;
-use palisade_common::layout::MET_PROCESS;
+use palisade_common::layout::{Config, MET_PROCESS, endpoint_flag};
 use palisade_common::parse::Packet;
 use palisade_common::{Hook, Reason};
 
-use crate::maps;
+use crate::{maps, parts};
 
 /// The reader is woken by the first record of a batch at most (BPF_RB_NO_WAKEUP is not set): a spinning reader costs more than a
 /// wake-up does (KERNEL measurements in docs/benchmarks.md).
@@ -22,9 +26,11 @@ pub fn count(ruling: Ruling) {
     }
 }
 
-/// Where a packet is refused: the interface's index (0: a process of the node), and above it the [`Hook`] as a number.
+/// Where a packet is judged: the interface's index (0: a process of the node), above it the [`Hook`] as a number, and above that whether
+/// it is at a pod's own interface.
 pub type Place = u64;
 const HOOK_SHIFT: u32 = 32;
+const POD: Place = 1 << 40;
 
 #[inline(always)]
 pub fn pod(hook: Hook, ifindex: u32) -> Place {
@@ -32,38 +38,56 @@ pub fn pod(hook: Hook, ifindex: u32) -> Place {
         Hook::FromPod => 0,
         Hook::ToPod => 1,
     };
-    Place::from(ifindex) | hook << HOOK_SHIFT
+    Place::from(ifindex) | hook << HOOK_SHIFT | POD
 }
 
-/// An event for a refused packet, within this CPU's budget of the second; `false`: it is lost.
+/// A device by which packets leave the node, or, as 0, a process of the node.
+#[inline(always)]
+pub fn exit(ifindex: u32) -> Place {
+    Place::from(ifindex)
+}
+
+/// The packet opens a flow, and was let through for it. No packet of a flow that is known.
+#[inline(always)]
+pub fn is_new_flow(ruling: Ruling) -> bool {
+    let reason = ruling.reason_number();
+    reason == Reason::Allowed as u8 || reason == Reason::Service as u8
+}
+
+/// Counts a refused packet, or the first of a new flow, on its pod's account, and tells of it, within this CPU's budget of the second.
 #[inline(never)]
-pub fn refused(ctx: &TcContext, packet: &Packet, ruling: Ruling, place: Place) -> bool {
-    // Coarse, as the exact clock costs more than sending the event does where reading the processor's counter is slow.
-    // SAFETY: a helper without arguments.
-    let time = unsafe { bpf_ktime_get_coarse_ns() };
-    let (Some(config), Some(budget)) = (maps::CONFIG.get(0), maps::EVENT_BUDGET.get_ptr_mut(0)) else { return false };
-    // SAFETY: this CPU's own element.
-    let budget = unsafe { &mut *budget };
-    let second = (time >> 30) as u32;
-    if budget[0] != second {
-        budget[0] = second;
-        budget[1] = 0;
-    }
-    if budget[1] >= config.events_budget {
-        return false;
-    }
-    budget[1] += 1;
-    if ruling.reason_number() == Reason::Malformed as u8 || ruling.reason_number() == Reason::Unsettled as u8 {
-        debug!(ctx, "interface {}: {} bytes refused, reason {}", place as u32, ctx.len(), ruling.reason_number());
-    }
-    let Some(mut record) = maps::EVENTS.reserve(0) else { return false };
-    // What is refused for its mark is the sender's, wherever it is met.
-    let (mut ifindex, mut hook, mut met) = (place as u32, (place >> HOOK_SHIFT) as u8, 0);
-    if ruling.stamp() != 0 {
+pub fn tell(ctx: &TcContext, packet: &Packet, ruling: Ruling, place: Place) {
+    let (mut ifindex, mut hook, mut met) = (place as u32, (place >> HOOK_SHIFT) as u8 & 1, 0);
+    let passes = ruling.passes();
+    // What is judged for its mark is the sender's, wherever it is met.
+    if ruling.stamp() != 0 && !(passes && place & POD != 0) {
         met = if ifindex == 0 { MET_PROCESS } else { ifindex };
         ifindex = maps::STAMPS.get(u32::from(ruling.stamp())).copied().unwrap_or(0);
         hook = 0;
     }
+    let mut rule = 0;
+    if passes && met != 0 {
+        // Counted where the pod sent it, and its rule where it was asked (`count_service`).
+        rule = last_rule();
+    } else if account(ifindex, hook, passes) != 0 && ruling.reason_number() == Reason::Allowed as u8 {
+        rule = last_rule();
+        count_hit(rule);
+    }
+    let Some(config) = maps::CONFIG.get(0) else { return };
+    if passes && config.events_admitted == 0 {
+        return;
+    }
+    if ruling.reason_number() == Reason::Malformed as u8 || ruling.reason_number() == Reason::Unsettled as u8 {
+        debug!(ctx, "interface {}: {} bytes refused, reason {}", place as u32, ctx.len(), ruling.reason_number());
+    }
+    // Coarse, as the exact clock costs more than sending the event does where reading the processor's counter is slow.
+    // SAFETY: a helper without arguments.
+    let time = unsafe { bpf_ktime_get_coarse_ns() };
+    let group = (u32::from(hook) << 8 | u32::from(ruling.reason_number()), ifindex);
+    if !is_within_budget(config, group, (time >> 30) as u32) {
+        return lost();
+    }
+    let Some(mut record) = maps::EVENTS.reserve(0) else { return lost() };
     let event = record.as_mut_ptr();
     // SAFETY: the record is ours until it is submitted, and every field is written. In place: an Event does not fit on the stack
     // beside the rest.
@@ -80,15 +104,84 @@ pub fn refused(ctx: &TcContext, packet: &Packet, ruling: Ruling, place: Place) -
         (*event).hook = hook;
         (*event).reason = ruling.reason_number();
         (*event).met = met;
-        (*event).pad = 0;
+        (*event).rule = rule;
     }
     record.submit(RING_FLAGS);
+}
+
+/// Takes one event from the budgets of this second: one reason at one pod has only a part, so that it hides no other.
+#[inline(always)]
+fn is_within_budget(config: &Config, (what, ifindex): (u32, u32), second: u32) -> bool {
+    // Knuth's and Murmur's multipliers: any that mix will do.
+    let mixed = (ifindex.wrapping_mul(0x9e37_79b1) ^ what).wrapping_mul(0x85eb_ca6b);
+    let group = maps::EVENT_GROUPS.get_ptr_mut(mixed >> (32 - maps::EVENT_GROUPS_BITS));
+    let (Some(group), Some(budget)) = (group, maps::EVENT_BUDGET.get_ptr_mut(0)) else { return false };
+    // SAFETY: this CPU's own elements.
+    let (group, budget) = unsafe { (&mut *group, &mut *budget) };
+    if group[0] != second {
+        group[0] = second;
+        group[1] = 0;
+    }
+    if budget[0] != second {
+        budget[0] = second;
+        budget[1] = 0;
+    }
+    if group[1] >= config.events_group_budget || budget[1] >= config.events_budget {
+        return false;
+    }
+    group[1] += 1;
+    budget[1] += 1;
     true
+}
+
+/// Counts on the account of the interface's endpoint. Returns whether a policy isolates it in the direction: 1 or 0.
+#[inline(never)]
+fn account(ifindex: u32, hook: u8, admitted: bool) -> u32 {
+    let Some(config) = maps::CONFIG.get(0) else { return 0 };
+    let index = parts::palisade_record_index(ifindex, config.epoch);
+    let Some(record) = maps::RECORDS.get(index) else { return 0 };
+    let Some(stats) = maps::ENDPOINT_STATS.get_ptr_mut(record.number) else { return 0 };
+    // SAFETY: a live array element. What two CPUs count while the number is another endpoint's for the first time may be lost.
+    unsafe {
+        if (*stats).generation != record.generation {
+            (*stats).generation = record.generation;
+            (*stats).admitted = [0; 2];
+            (*stats).refused = [0; 2];
+        }
+        let counter = match (admitted, hook) {
+            (true, 0) => &raw mut (*stats).admitted[0],
+            (true, _) => &raw mut (*stats).admitted[1],
+            (false, 0) => &raw mut (*stats).refused[0],
+            (false, _) => &raw mut (*stats).refused[1],
+        };
+        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1);
+    }
+    let isolated = if hook == 0 { endpoint_flag::ISOLATED_EGRESS } else { endpoint_flag::ISOLATED_INGRESS };
+    u32::from(record.flags & isolated != 0)
+}
+
+/// See [`maps::LAST_RULE`].
+#[inline(always)]
+pub fn last_rule() -> u32 {
+    maps::LAST_RULE.get(0).copied().unwrap_or(0)
+}
+
+/// Counts a new flow that the rule (0: none) has admitted.
+#[inline(always)]
+pub fn count_hit(rule: u32) {
+    if rule == 0 {
+        return;
+    }
+    match maps::RULE_HITS.get_ptr_mut(rule) {
+        // SAFETY: a live element; if it is another rule's by now, that has one hit too many.
+        Some(hits) => _ = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(hits, 1) },
+        None => _ = maps::RULE_HITS.insert(rule, 1_u64, u64::from(BPF_ANY)),
+    }
 }
 
 /// Counts an event that nobody will see.
 #[inline(always)]
-pub fn lost() {
+fn lost() {
     if let Some(budget) = maps::EVENT_BUDGET.get_ptr_mut(0) {
         // SAFETY: this CPU's own element.
         unsafe { (*budget)[2] = (*budget)[2].wrapping_add(1) };

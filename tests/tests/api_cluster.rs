@@ -27,7 +27,7 @@ impl Told {
         while !holds(self) {
             let batch = tokio::time::timeout(Duration::from_secs(30), self.updates.recv()).await;
             let batch = batch.unwrap_or_else(|_elapsed| panic!("{what} is not told, but {:#?}", self.objects));
-            for Update { change, faults } in batch.expect("the watch goes on") {
+            for Update { change, faults, .. } in batch.expect("the watch goes on") {
                 assert!(faults.is_empty(), "{faults:?}");
                 self.apply(change);
             }

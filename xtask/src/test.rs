@@ -109,6 +109,7 @@ fn live() -> Result<()> {
     setup::lab()?;
     setup::control_plane()?;
     setup::services()?;
+    setup::prometheus()?;
     build_helpers()?;
     // One at a time: labs can live side by side, but two cores cannot keep the deadlines of many.
     run(cargo(&["test", "--no-fail-fast", "--package", "palisade", "--package", "palisade-tests", "--test", "*"])

@@ -2,20 +2,21 @@
 //! not what is wanted where a change cannot be written or a program not be attached.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant as Clock;
 
 use palisade_common::layout::endpoint_flag;
 
 use super::retry::Retry;
-use super::{Agent, Stuck, refusal};
+use super::{Agent, Stuck};
 use crate::api::contact::Stale;
 use crate::compile::{AgentEntry, Catalog, EndpointEntry};
 use crate::facts::{Fault, Kind, Veth};
 use crate::memory;
 use crate::observe;
-use crate::observe::events::Refused;
+use crate::observe::events::Report;
 use crate::observe::http::Readiness;
 use crate::observe::metrics::EndpointState;
+use crate::observe::record::pods_at;
+use crate::observe::socket::{ADDRESSES_MAX, NamesAsked};
 
 /// What follows from an API server that does not answer.
 fn not_seen(kinds: &[Stale]) -> String {
@@ -165,6 +166,7 @@ impl Agent {
             *counts.entry(self.state(entry)).or_default() += 1;
         }
         self.signals.metrics.set_endpoints(&counts);
+        self.signals.accounts.set_names(&self.catalog);
         if let Err(error) = observe::write_catalog(&self.pin_dir, &self.catalog) {
             let retry = Retry::after(unwritten, tokio::time::Instant::now());
             self.unwritten = Some(Stuck { retry, error: format!("{error:#}") });
@@ -208,17 +210,20 @@ impl Agent {
         }
     }
 
-    /// One line for each refused flow, with names on both ends.
-    pub fn tell_refused(&mut self, refused: &[Refused]) {
-        if refused.is_empty() {
+    /// Tells of refused and admitted flows, with names on both ends.
+    pub fn take_reports(&mut self, reports: &[Report]) {
+        if reports.is_empty() {
             return;
         }
         self.write_catalog();
-        for event in refused {
-            if let Some(more) = self.digest.tell(*event, Clock::now()) {
-                refusal::tell(event, more, &self.index, &self.catalog);
-            }
-        }
+        self.signals.reporter.take(reports, &self.index, &self.catalog);
+    }
+
+    /// Which pods have these addresses.
+    pub fn take_names_asked(&self, asked: NamesAsked) {
+        let named = |address| Some((address, pods_at(address, &self.index)?));
+        // Whoever asked may be gone.
+        let _ = asked.answer.send(asked.addresses.into_iter().take(ADDRESSES_MAX).filter_map(named).collect());
     }
 
     /// Whom could an Event of it be told?

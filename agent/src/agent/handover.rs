@@ -13,7 +13,10 @@ use crate::kernel::{Copied, Kernel};
 pub(super) fn compiler(limits: Limits, kernel: &Kernel) -> Compiler {
     let earlier = kernel.earlier();
     let numbers = [Some(kernel.tables()), earlier.services.as_ref()].into_iter().flatten().map(Numbers::highest);
-    let numbers = numbers.chain([Numbers { generation: earlier.generation, ..Numbers::default() }]);
+    // Of rules that are in no table any more there may be counts.
+    let counted = kernel.maps().rule_hits().unwrap_or_default().into_keys().max().unwrap_or(0);
+    let earliest = Numbers { generation: earlier.generation, rule: counted, ..Numbers::default() };
+    let numbers = numbers.chain([earliest]);
     let mut compiler = numbers.fold(Compiler::new(limits), Compiler::start_above);
     let records = earlier.endpoints.values();
     if kernel.has_predecessors() {

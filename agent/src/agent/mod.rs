@@ -32,10 +32,11 @@ use crate::config::AgentConfig;
 use crate::facts::{Change, Fault, Kind, NodeChange, Update};
 use crate::index::Index;
 use crate::kernel::{FlowWatch, Kernel};
-use crate::observe::events::Digest;
+use crate::observe::accounts::Accounts;
 use crate::observe::http::Readiness;
-use crate::observe::metrics::Metrics;
-use crate::observe::{self, Fill, refusal};
+use crate::observe::metrics::{MapUse, Metrics};
+use crate::observe::reporter::Reporter;
+use crate::observe::{self, Fill};
 use attachments::Attachments;
 pub use drift::{Drift, DriftCheck};
 use exits::Exits;
@@ -51,6 +52,8 @@ use waiting::Waiting;
 pub struct Signals {
     pub metrics: Arc<Metrics>,
     pub fill: Fill,
+    pub accounts: Accounts,
+    pub reporter: Reporter,
     pub pod_cidrs: watch::Sender<Vec<IpNet>>,
     pub ready: watch::Sender<Readiness>,
     pub events: Events,
@@ -92,9 +95,10 @@ pub struct Agent {
     node_known: bool,
     /// The first complete list is in force.
     synced: bool,
-    digest: Digest,
     catalog: Catalog,
     catalog_is_old: bool,
+    /// When policies were written that are not in force yet (Unix time, seconds).
+    unsynced: Vec<i64>,
     /// The catalog cannot be written.
     unwritten: Option<Stuck>,
     /// A list was read since memory was last given back.
@@ -149,9 +153,9 @@ impl Agent {
             noticed: Noticed::default(),
             node_known: false,
             synced: false,
-            digest: Digest::default(),
             catalog: earlier_names,
             catalog_is_old: true,
+            unsynced: Vec::new(),
             unwritten: None,
             listed: false,
             stuck: None,
@@ -265,7 +269,8 @@ impl Agent {
 
     pub fn take_updates(&mut self, updates: Vec<Update>) {
         let told = updates.iter().any(|update| !matches!(update.change, Change::Relist(_)));
-        for Update { change, faults } in updates {
+        for Update { change, faults, written } in updates {
+            self.unsynced.extend(written);
             self.take_faults(&change, faults);
             if let Change::Node(name, facts) = &change
                 && **name == *self.node_name
@@ -340,6 +345,7 @@ impl Agent {
         match self.kernel.apply(&delta) {
             Ok(applied) => {
                 self.stuck = None;
+                self.signals.metrics.synced(self.unsynced.drain(..));
                 if applied.writes != 0 {
                     self.signals.metrics.applied(applied.epoch, started.elapsed());
                     tracing::debug!(
@@ -414,8 +420,20 @@ impl Agent {
 
     /// Keeps the flow table's fill and the programs' notion of pressure.
     pub fn look_at_flows(&mut self) {
-        if let Err(error) = self.flows.look(self.kernel.maps()) {
-            tracing::warn!(error = format!("{error:#}"), "looking at the flow table");
+        match self.flows.look(self.kernel.maps()) {
+            Ok(fill) => {
+                self.signals.fill.set_flows(MapUse { entries: fill.entries, entries_max: fill.entries_max });
+                self.signals.accounts.set_evictions(fill.evictions);
+            }
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "looking at the flow table"),
+        }
+        // What endpoints have counted that go before anybody asks.
+        if let Err(error) = self.signals.accounts.read(self.kernel.maps()) {
+            tracing::warn!(error = format!("{error:#}"), "reading what was counted of pods");
+        }
+        match self.kernel.run_times() {
+            Ok(times) => self.signals.accounts.set_run_times(times),
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "reading the programs' run times"),
         }
     }
 }

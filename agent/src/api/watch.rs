@@ -106,7 +106,12 @@ pub(super) fn stream_of<S: Shape>(
 }
 
 fn bare(change: Change) -> Option<Update> {
-    Some(Update { change, faults: Vec::new() })
+    Some(Update::new(change, Vec::new()))
+}
+
+/// What a list has was written at some time before.
+fn no_news(update: Update) -> Update {
+    Update { written: None, ..update }
 }
 
 impl<S: Shape> Watch<S> {
@@ -123,7 +128,7 @@ impl<S: Shape> Watch<S> {
     /// Goes on by one step. What fails begins with a list, unless the state says otherwise.
     async fn step(&mut self) -> Result<Option<Update>, Failure> {
         if let Some(object) = self.items.next() {
-            return Ok(told(object.reduce(&mut self.interner)));
+            return Ok(told(object.reduce(&mut self.interner).map(no_news)));
         }
         match std::mem::take(&mut self.state) {
             State::Start => {
@@ -182,7 +187,7 @@ impl<S: Shape> Watch<S> {
         match lines.next(self.waits.wait.stream).await {
             Ok(Some(Line::Added(object) | Line::Modified(object))) => {
                 self.state = State::Initial(lines);
-                Ok(told(object.reduce(&mut self.interner)))
+                Ok(told(object.reduce(&mut self.interner).map(no_news)))
             }
             Ok(Some(Line::Bookmark(bookmark))) if bookmark.ends_initial_events() => {
                 let version = bookmark.into_version();
@@ -250,7 +255,7 @@ impl<S: Shape> Watch<S> {
             }
             Line::Deleted(object) => {
                 let newer = newer(&object, &version)?;
-                (told(object.gone().map(|change| Update { change, faults: Vec::new() })), newer)
+                (told(object.gone().map(|change| Update::new(change, Vec::new()))), newer)
             }
             Line::Bookmark(bookmark) => (None, bookmark.into_version()),
             Line::Error(_) => unreachable!("told of above"),

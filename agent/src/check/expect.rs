@@ -111,8 +111,7 @@ fn refused(world: &World, hops: &[Hop]) -> String {
 /// The rules that admit.
 fn by(world: &World, hops: &[Hop]) -> String {
     let rules = hops.iter().flat_map(|hop| &hop.asked).filter_map(|asked| world.catalog.rules.get(&asked.rule?));
-    let rules: Vec<String> =
-        rules.map(|rule| format!("{} {} rule {}", rule.policy, rule.direction, rule.index)).collect();
+    let rules: Vec<String> = rules.map(ToString::to_string).collect();
     if rules.is_empty() { ": no policy isolates either end".to_owned() } else { format!(" by {}", rules.join(" and ")) }
 }
 

@@ -77,7 +77,7 @@ impl Objects {
         }
         for name in wanted.difference(&there) {
             let facts = namespace::implied(name, self.reducer.interner());
-            self.updates.push(Update { change: Change::Namespace(name.clone(), Some(facts)), faults: Vec::new() });
+            self.updates.push(Update::new(Change::Namespace(name.clone(), Some(facts)), Vec::new()));
         }
     }
 }

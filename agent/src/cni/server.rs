@@ -69,7 +69,7 @@ pub struct Senders {
 /// # Errors
 ///
 /// When it cannot be made, with its path.
-fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     let context = || format!("making the agent's socket {}", path.display());
     let folder = path.parent().context("a socket lies in a folder")?;
     DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(context)?;

@@ -1,6 +1,7 @@
 //! Names for numbers: what the tables mean, for people (`palisade endpoints`, `palisade maps`, refused flows).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -90,6 +91,12 @@ pub struct RuleEntry {
     /// As written, for people; none: everything.
     #[serde(default)]
     pub ports: Option<Vec<String>>,
+}
+
+impl fmt::Display for RuleEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} rule {}", self.policy, self.direction, self.index)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

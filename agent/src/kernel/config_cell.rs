@@ -58,6 +58,8 @@ impl ConfigCell {
             pressure_until,
             midstream_budget,
             events_budget,
+            events_group_budget,
+            events_admitted,
             exits_missing,
             ..
         } = *settings;
@@ -68,6 +70,8 @@ impl ConfigCell {
             self.word(&raw mut (*config).keep_existing).store(keep_existing, Ordering::SeqCst);
             self.word(&raw mut (*config).midstream_budget).store(midstream_budget, Ordering::SeqCst);
             self.word(&raw mut (*config).events_budget).store(events_budget, Ordering::SeqCst);
+            self.word(&raw mut (*config).events_group_budget).store(events_group_budget, Ordering::SeqCst);
+            self.word(&raw mut (*config).events_admitted).store(events_admitted, Ordering::SeqCst);
         }
         self.store_pressure(inserts_safe, pressure_until);
     }

@@ -40,6 +40,20 @@ pub struct FlowWatch {
     counting: Option<Receiver<anyhow::Result<Counted>>>,
     inserts_safe: u64,
     pressure_until: u64,
+    /// Flows that the last count found.
+    flows: u64,
+    /// `inserts` at the last look.
+    looked_at: u64,
+    fill: FlowFill,
+}
+
+/// How full the table is, at most: it is counted only now and then, and evicts without a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowFill {
+    pub entries: u64,
+    pub entries_max: u64,
+    /// Flows that may have been evicted since the agent's start.
+    pub evictions: u64,
 }
 
 /// Nanoseconds, CLOCK_MONOTONIC.
@@ -73,6 +87,9 @@ impl FlowWatch {
             counting: None,
             inserts_safe,
             pressure_until,
+            flows: 0,
+            looked_at: kernel.maps().flow_stats().map_or(0, |stats| stats.inserts),
+            fill: FlowFill { entries_max: flows_max.into(), ..FlowFill::default() },
         }
     }
 
@@ -85,8 +102,10 @@ impl FlowWatch {
     }
 
     /// Takes a finished count, begins one if it is time, and tells the programs.
-    pub fn look(&mut self, maps: &Maps) -> anyhow::Result<()> {
+    pub fn look(&mut self, maps: &Maps) -> anyhow::Result<FlowFill> {
         let inserts = maps.flow_stats()?.inserts;
+        self.fill.evictions += inserts.saturating_sub(self.inserts_safe.max(self.looked_at));
+        self.looked_at = inserts;
         if inserts > self.inserts_safe {
             self.pressure_until = lasting_pressure();
         }
@@ -96,6 +115,7 @@ impl FlowWatch {
                     self.counting = None;
                     let counted = counted?;
                     self.counted_at = Some(counted.inserts);
+                    self.flows = counted.flows;
                     self.inserts_safe = counted.inserts + self.capacity.saturating_sub(counted.flows);
                 }
                 Err(TryRecvError::Empty) => {}
@@ -110,7 +130,9 @@ impl FlowWatch {
         if due && self.counting.is_none() {
             self.begin()?;
         }
-        Ok(())
+        let since = inserts.wrapping_sub(self.counted_at.unwrap_or(inserts));
+        self.fill.entries = (self.flows + since).min(self.fill.entries_max);
+        Ok(self.fill)
     }
 
     fn begin(&mut self) -> anyhow::Result<()> {

@@ -14,8 +14,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Reason;
 use palisade_common::layout::{
-    Address, Backends, Config, EndpointRecord, FlowKey, FlowStats, FlowValue, PauseKey, PortKey, PortValue, REASONS,
-    RuleKey, RuleValue, ServiceKey, Versioned, service_port_bit,
+    Address, Backends, Config, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, PauseKey, PortKey,
+    PortValue, REASONS, RuleKey, RuleValue, ServiceKey, Versioned, service_port_bit,
 };
 
 pub use live::Live;
@@ -63,6 +63,8 @@ pub struct Maps {
     pauses: Hash<PauseKey, u64>,
     counters: PerCpuArray<MapData, u64>,
     event_budget: PerCpuArray<MapData, [u32; 4]>,
+    endpoint_stats: Array<MapData, Plain<EndpointStats>>,
+    rule_hits: Hash<u32, u64>,
 }
 
 /// Every entry as it lies in the maps.
@@ -134,6 +136,8 @@ impl Maps {
             pauses: map("PAUSES")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
             event_budget: map("EVENT_BUDGET")?.try_into()?,
+            endpoint_stats: map("ENDPOINT_STATS")?.try_into()?,
+            rule_hits: map("RULE_HITS")?.try_into()?,
         })
     }
 
@@ -193,6 +197,16 @@ impl Maps {
         Ok(self.event_budget.get(&0, 0)?.iter().map(|[_, _, lost, _]| u64::from(*lost)).sum())
     }
 
+    /// What was counted on an endpoint's account, by its number.
+    pub fn endpoint_stats(&self, number: u32) -> anyhow::Result<EndpointStats> {
+        Ok(self.endpoint_stats.get(&number, 0)?.0)
+    }
+
+    /// New flows by the rule that admitted them.
+    pub fn rule_hits(&self) -> anyhow::Result<BTreeMap<u32, u64>> {
+        entries(&self.rule_hits)
+    }
+
     /// What is paused, and until when (ns, CLOCK_MONOTONIC); that which is over as well.
     pub fn pauses(&self) -> anyhow::Result<BTreeMap<PauseKey, u64>> {
         entries(&self.pauses)
@@ -241,6 +255,13 @@ impl Maps {
     }
 
     /// Every flow there is.
+    pub fn flows(&self) -> anyhow::Result<BTreeMap<FlowKey, FlowValue>> {
+        let mut flows = BTreeMap::new();
+        self.each_flow(|key, value| _ = flows.insert(*key, *value))?;
+        Ok(flows)
+    }
+
+    /// Sees every flow there is.
     pub(super) fn each_flow(&self, mut see: impl FnMut(&FlowKey, &FlowValue)) -> anyhow::Result<()> {
         Ok(self.all_flows.for_each(|key, value| see(&key.0, &value.0))?)
     }
@@ -274,12 +295,7 @@ impl Maps {
 
     /// Reads everything; flows may be many.
     pub fn snapshot(&self, with_flows: bool) -> anyhow::Result<Snapshot> {
-        let mut flows = BTreeMap::new();
-        if with_flows {
-            self.all_flows.for_each(|key, value| {
-                flows.insert(key.0, value.0);
-            })?;
-        }
+        let flows = if with_flows { self.flows()? } else { BTreeMap::new() };
         Ok(Snapshot {
             config: self.config_map.get(&0, 0)?.0,
             flow_stats: self.flow_stats()?,

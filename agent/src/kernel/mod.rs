@@ -21,6 +21,7 @@ mod placeholder;
 mod predecessors;
 mod qdisc;
 mod routing_rules;
+mod run_time;
 mod sizes;
 mod stamp_mask;
 mod syscall;
@@ -36,11 +37,12 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use palisade_common::layout::{Config, EndpointRecord};
 
 pub use attach::{AttachMode, Standing, detach_clsact};
-pub use flows::FlowWatch;
+pub use flows::{FlowFill, FlowWatch};
 pub use handover::Earlier;
 pub use maps::{Live, Maps, Snapshot};
 pub use pins::{PinDir, abandoned, is_in_use, maps_folder, other_version, remove_all as remove_pins};
 pub use predecessors::Copied;
+pub use run_time::RunTime;
 pub use sizes::{OtherSize, Sizes};
 pub use stamp_mask::StampMask;
 
@@ -70,6 +72,10 @@ pub struct Settings {
     pub midstream_budget: u32,
     /// Events per CPU and second.
     pub events_budget: u32,
+    /// Of these, for one reason at one pod in one direction.
+    pub events_group_budget: u32,
+    /// New flows that are admitted are told of too.
+    pub events_admitted: bool,
     /// The programs log oddities (aya-log, debug level).
     pub debug_programs: bool,
     /// Bits of `skb->mark` that say which pod opened a packet's flow.
@@ -82,6 +88,8 @@ impl Default for Settings {
             keep_existing: false,
             midstream_budget: 256,
             events_budget: 1000,
+            events_group_budget: 100,
+            events_admitted: false,
             debug_programs: false,
             stamp_mask: StampMask::default(),
         }
@@ -183,6 +191,8 @@ impl Kernel {
             pressure_until,
             midstream_budget: settings.midstream_budget,
             events_budget: settings.events_budget,
+            events_group_budget: settings.events_group_budget,
+            events_admitted: u32::from(settings.events_admitted),
             exits_missing: u32::from(exits_missing),
             ..Config::default()
         };
@@ -384,6 +394,14 @@ impl Kernel {
     /// Routing rules of the node that use bits of the stamp's mask.
     pub fn routing_rules(&self) -> anyhow::Result<Vec<String>> {
         routing_rules::with_mark_bits(self.stamp_mask.bits()).context("listing the node's routing rules")
+    }
+
+    /// How often the programs have run and for how long, by name; nothing where the kernel does not count (kernel.bpf_stats_enabled).
+    pub fn run_times(&self) -> anyhow::Result<BTreeMap<&'static str, RunTime>> {
+        let times = PROGRAMS.iter().filter_map(|name| Some((*name, self.ebpf.program(name)?)));
+        let times =
+            times.map(|(name, program)| Ok((name, run_time::of(program)?))).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(times.into_iter().filter(|(_, time)| time.runs != 0).collect())
     }
 
     pub fn program_mut(&mut self, name: &str) -> anyhow::Result<&mut SchedClassifier> {

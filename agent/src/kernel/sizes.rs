@@ -52,6 +52,7 @@ pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
         ("PAUSES", None),
         ("COUNTERS", None),
         ("EVENT_BUDGET", None),
+        ("RULE_HITS", None),
     ]
 }
 

@@ -107,11 +107,11 @@ impl LastKnown {
     pub fn into_updates(self) -> Vec<Update> {
         let Self { namespaces, pods, policies, nodes, services, mut faults, .. } = self;
         let mut updates = Vec::new();
-        let bare = |change| Update { change, faults: Vec::new() };
+        let bare = |change| Update::new(change, Vec::new());
         updates.extend(Kind::ALL.map(|kind| bare(Change::Relist(kind))));
         let mut told = |kind: Kind, object: &str, change: Change| {
             let its = |fault: &mut Fault| fault.kind == kind && fault.object == object;
-            updates.push(Update { change, faults: faults.extract_if(.., its).collect() });
+            updates.push(Update::new(change, faults.extract_if(.., its).collect()));
         };
         for of in namespaces {
             told(Kind::Namespace, &of.name.clone(), Change::Namespace(of.name.clone(), Some(of)));

@@ -1,11 +1,6 @@
-//! Refused packets: from the ring buffer to one line per flow.
-//!
-//! A refused client tries again and again; the first packet of a (pod, direction, peer, protocol, port, reason) is told at once, what follows
-//! within [`QUIET`] only as a count with the next line.
+//! What the kernel programs report, packet by packet, from the ring buffer.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use palisade_common::layout::Event;
@@ -15,14 +10,11 @@ use tokio::io::unix::AsyncFd;
 
 use crate::tables::sim::bytes_of;
 
-/// How long the same refusal is not told again.
-const QUIET: Duration = Duration::from_secs(10);
-/// How many different refusals are held apart at a time.
-const KEYS_MAX: usize = 4096;
-
-/// A refused packet, decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Refused {
+/// A refused packet, or the first of an admitted flow, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Nanoseconds, CLOCK_MONOTONIC (coarse).
+    pub time: u64,
     pub ifindex: u32,
     pub hook: Hook,
     pub reason: Reason,
@@ -34,9 +26,11 @@ pub struct Refused {
     pub protocol: Option<u8>,
     /// Interface index of where it was met, if not at the pod's own interface; [`palisade_common::layout::MET_PROCESS`]: at a process of the node.
     pub met: Option<u32>,
+    /// The rule that admits; 0: none does, or none is needed.
+    pub rule: u32,
 }
 
-impl Refused {
+impl Report {
     /// `None`: not an event of this layout.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         if bytes.len() != size_of::<Event>() {
@@ -54,6 +48,7 @@ impl Refused {
         };
         let (protocol, family, hook, reason) = (bytes[52], bytes[53], bytes[54], bytes[55]);
         Some(Self {
+            time: u64::from_ne_bytes(bytes[..8].try_into().expect("eight bytes")),
             ifindex: word(8),
             hook: Hook::from_number(hook)?,
             reason: Reason::from_number(reason)?,
@@ -63,6 +58,7 @@ impl Refused {
             destination_port: half(50),
             protocol: matches!(family, V4 | V6).then_some(protocol),
             met: Some(word(56)).filter(|met| *met != 0),
+            rule: word(60),
         })
     }
 
@@ -72,11 +68,6 @@ impl Refused {
             Hook::FromPod => self.destination,
             Hook::ToPod => self.source,
         }
-    }
-
-    /// The same for every try of one client: without its port.
-    fn key(self) -> Self {
-        Self { source_port: 0, ..self }
     }
 }
 
@@ -101,39 +92,6 @@ pub fn address_text(family: u8, address: &palisade_common::layout::Address) -> S
     }
 }
 
-/// Tells which refusals are worth a line.
-#[derive(Debug, Default)]
-pub struct Digest {
-    seen: HashMap<Refused, (Instant, u64)>,
-}
-
-impl Digest {
-    /// `Some(n)`: tell it, and that `n` of the same were not told before. `None`: not now.
-    pub fn tell(&mut self, refused: Refused, now: Instant) -> Option<u64> {
-        if self.seen.len() >= KEYS_MAX {
-            self.seen.retain(|_, (told, _)| now.duration_since(*told) < QUIET);
-            if self.seen.len() >= KEYS_MAX {
-                return None;
-            }
-        }
-        match self.seen.entry(refused.key()) {
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert((now, 0));
-                Some(0)
-            }
-            std::collections::hash_map::Entry::Occupied(mut entry) => {
-                let (told, untold) = entry.get_mut();
-                if now.duration_since(*told) < QUIET {
-                    *untold += 1;
-                    return None;
-                }
-                *told = now;
-                Some(std::mem::take(untold))
-            }
-        }
-    }
-}
-
 /// The ring buffer as a stream.
 pub struct Events {
     ring: AsyncFd<RingBuf<MapData>>,
@@ -147,7 +105,7 @@ impl Events {
     }
 
     /// Waits for events and takes at most `most` of them.
-    pub async fn next(&mut self, most: usize) -> std::io::Result<Vec<Refused>> {
+    pub async fn next(&mut self, most: usize) -> std::io::Result<Vec<Report>> {
         let mut guard = self.ring.readable_mut().await?;
         let ring = guard.get_inner_mut();
         let mut taken = Vec::new();
@@ -157,7 +115,7 @@ impl Events {
                 emptied = true;
                 break;
             };
-            taken.extend(Refused::decode(&item));
+            taken.extend(Report::decode(&item));
         }
         if emptied {
             guard.clear_ready();
@@ -170,51 +128,14 @@ impl Events {
 mod tests {
     use super::*;
 
-    fn refused(port: u16) -> Refused {
-        Refused {
-            ifindex: 3,
-            hook: Hook::ToPod,
-            reason: Reason::NoRule,
-            source: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))),
-            destination: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2))),
-            source_port: port,
-            destination_port: 80,
-            protocol: Some(6),
-            met: None,
-        }
-    }
-
     #[test]
     fn what_is_below_ip_has_no_addresses_and_no_protocol() {
         let mut bytes = [0; size_of::<Event>()];
         bytes[55] = Reason::SpoofedMac as u8;
-        let arp = Refused::decode(&bytes).expect("an event");
+        let arp = Report::decode(&bytes).expect("an event");
         assert_eq!((arp.source, arp.destination, arp.protocol), (None, None, None));
         bytes[52..54].copy_from_slice(&[6, V6]);
-        let ip = Refused::decode(&bytes).expect("an event");
+        let ip = Report::decode(&bytes).expect("an event");
         assert_eq!((ip.source, ip.protocol), (Some(Ipv6Addr::UNSPECIFIED.into()), Some(6)));
-    }
-
-    #[test]
-    fn the_same_refusal_is_told_once_and_then_counted() {
-        let mut digest = Digest::default();
-        let start = Instant::now();
-        assert_eq!(digest.tell(refused(1), start), Some(0));
-        assert_eq!(digest.tell(refused(2), start), None);
-        assert_eq!(digest.tell(refused(3), start + QUIET / 2), None);
-        assert_eq!(digest.tell(refused(4), start + QUIET), Some(2));
-        let other = Refused { destination_port: 81, ..refused(5) };
-        assert_eq!(digest.tell(other, start), Some(0));
-    }
-
-    #[test]
-    fn too_many_different_refusals_stay_bounded() {
-        let mut digest = Digest::default();
-        let start = Instant::now();
-        let told = (0..2 * KEYS_MAX as u32)
-            .filter(|ifindex| digest.tell(Refused { ifindex: *ifindex, ..refused(1) }, start).is_some())
-            .count();
-        assert_eq!(told, KEYS_MAX);
-        assert_eq!(digest.tell(Refused { ifindex: u32::MAX, ..refused(1) }, start + QUIET), Some(0));
     }
 }

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -58,7 +58,11 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: watc
 
 async fn connection(stream: TcpStream, peer: SocketAddr, metrics: &Metrics, readiness: &watch::Receiver<Readiness>) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), metrics, &readiness.borrow());
+        let takes = |accept: &str| accept.contains("application/openmetrics-text");
+        let accept = request.headers().get_all(ACCEPT).iter();
+        let openmetrics = accept.filter_map(|accept| accept.to_str().ok()).any(takes);
+        let page = Page { path: request.uri().path(), openmetrics };
+        let response = answer(request.method(), page, metrics, &readiness.borrow());
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let mut server = http1::Builder::new();
@@ -71,10 +75,23 @@ async fn connection(stream: TcpStream, peer: SocketAddr, metrics: &Metrics, read
     }
 }
 
-fn answer(method: &Method, path: &str, metrics: &Metrics, readiness: &Readiness) -> Response<Full<Bytes>> {
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Page<'a> {
+    path: &'a str,
+    /// Whoever asks takes metrics in that format.
+    openmetrics: bool,
+}
+
+fn answer(method: &Method, page: Page<'_>, metrics: &Metrics, readiness: &Readiness) -> Response<Full<Bytes>> {
     const PLAIN: &str = "text/plain; charset=utf-8";
-    let (status, kind, body) = match (method, path) {
-        (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, metrics::CONTENT_TYPE, metrics.encode()),
+    let (status, kind, body) = match (method, page.path) {
+        (&Method::GET | &Method::HEAD, "/metrics") if page.openmetrics => {
+            (StatusCode::OK, metrics::OPENMETRICS, metrics.encode())
+        }
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            (StatusCode::OK, metrics::TEXT, metrics::as_text(&metrics.encode()))
+        }
         (&Method::GET | &Method::HEAD, "/livez") => (StatusCode::OK, PLAIN, "ok\n".into()),
         (&Method::GET | &Method::HEAD, "/readyz") => match readiness {
             Readiness::Ready => (StatusCode::OK, PLAIN, "ok\n".into()),
@@ -108,8 +125,14 @@ mod tests {
 
     /// Status, headers and body of one request over a real connection.
     async fn ask(address: SocketAddr, request: &str) -> (u16, String, String) {
+        ask_for(address, request, "*/*").await
+    }
+
+    /// The same of one who takes only that format.
+    async fn ask_for(address: SocketAddr, request: &str, accept: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(address).await.expect("the server listens");
-        stream.write_all(format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.expect("a request");
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("a request");
         let mut text = String::new();
         let whole = tokio::time::timeout(CONNECTION_TIME_MAX / 6, stream.read_to_string(&mut text));
         whole.await.expect("the server closes the connection at once").expect("an answer");
@@ -189,9 +212,18 @@ mod tests {
         metrics.resynced(EventSource::Results);
         let (_ready, readiness) = watch::channel(Readiness::Ready);
         with_server(metrics, readiness, |address| async move {
-            let (status, head, body) = ask(address, "GET /metrics").await;
+            let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+            let (status, head, body) = ask_for(address, "GET /metrics", accept).await;
             assert_eq!(status, 200);
             assert!(head.contains("content-type: application/openmetrics-text"), "{head}");
+            let (_, plain_head, plain) = ask(address, "GET /metrics").await;
+            assert!(plain_head.contains("content-type: text/plain; version=0.0.4"), "{plain_head}");
+            assert!(plain.contains("# TYPE palisade_packets_total counter\npalisade_packets_total{"), "{plain}");
+            assert!(plain.contains("# TYPE palisade_apply_seconds histogram\n"), "{plain}");
+            assert!(plain.contains("# HELP palisade_epoch Number") && !plain.contains("# EOF"), "{plain}");
+            let samples =
+                |page: &str| page.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(samples(&plain), samples(&body));
             let lines: Vec<_> = body.lines().collect();
             for expected in [
                 r#"palisade_packets_total{reason="no-rule"} 7"#,
@@ -226,7 +258,7 @@ mod tests {
             }
             let types = lines.iter().filter(|line| line.starts_with("# TYPE")).count();
             assert_eq!(types, lines.iter().filter(|line| line.starts_with("# HELP")).count());
-            assert_eq!(types, 20);
+            assert_eq!(types, 22);
         })
         .await;
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use palisade_common::Reason;
 use palisade_common::layout::FlowStats;
 use prometheus_client::collector::Collector;
@@ -23,7 +24,9 @@ use crate::facts::{EventSource, Kind};
 use crate::observe::turns::Turns;
 
 /// The Content-Type of [`Metrics::encode`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The Content-Type of [`as_text`].
+pub const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// One label with its value.
 type Label = [(&'static str, &'static str); 1];
@@ -82,6 +85,7 @@ pub struct Metrics {
     updates: Family<Label, Counter>,
     epoch: Gauge,
     apply: Histogram,
+    sync: Histogram,
     apply_failures: Counter,
     paused_node: Gauge,
     paused_endpoints: Gauge,
@@ -102,6 +106,8 @@ impl Metrics {
             epoch: Gauge::default(),
             // 0.25 ms to 8 s: from a pod's birth to a full rebuild of a large node.
             apply: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
+            // 0.5 s, as the API server writes whole seconds, to 17 minutes.
+            sync: Histogram::new(exponential_buckets(0.5, 2.0, 12)),
             apply_failures: Counter::default(),
             paused_node: Gauge::default(),
             paused_endpoints: Gauge::default(),
@@ -123,8 +129,16 @@ impl Metrics {
         metrics.registered(snapshot)
     }
 
+    /// Which palisade this is.
+    fn register_version(registry: &mut Registry) {
+        let version: Family<Label, Gauge> = Family::default();
+        version.get_or_create(&[("version", crate::VERSION)]).set(1);
+        registry.register("build_info", "Always 1. The version of the agent, to see which nodes have which", version);
+    }
+
     fn registered(mut self, snapshot: impl Fn() -> anyhow::Result<Snapshot> + Send + Sync + 'static) -> Self {
         let registry = &mut self.registry;
+        Self::register_version(registry);
         registry.register(
             "drift_entries",
             "Entries of the loaded tables that are not what a compilation from nothing makes of the objects that are known, at the last \
@@ -175,6 +189,14 @@ impl Metrics {
             Unit::Seconds,
             self.apply.clone(),
         );
+        registry.register_with_unit(
+            "policy_sync",
+            "Time from a policy's last write, which the API server notes in whole seconds, to its enforcement on this node, by the two \
+             machines' clocks. Above some seconds: compare palisade_apply_seconds; if that is low, the API server or its watch is late, or a \
+             clock is wrong",
+            Unit::Seconds,
+            self.sync.clone(),
+        );
         registry.register(
             "apply_failures",
             "Changes that could not be written to the kernel's tables and are tried again. Rising: what was enforced before \
@@ -195,7 +217,9 @@ impl Metrics {
         );
         registry.register_with_unit(
             "stale_since_timestamp",
-            "Since when objects of this kind are not seen to change, as the API server does not answer or refuses (Unix time); 0: they are              seen. What is known stays enforced. Not 0 for minutes: `palisade status` has the error; look at the API server, and at the              rights of the agent's account",
+            "Since when objects of this kind are not seen to change, as the API server does not answer or refuses (Unix time); 0: they are \
+             seen. What is known stays enforced. Not 0 for minutes: `palisade status` has the error; look at the API server, and at the \
+             rights of the agent's account",
             Unit::Seconds,
             self.stale.clone(),
         );
@@ -228,11 +252,17 @@ impl Metrics {
         turns.register(&mut self.registry);
     }
 
+    /// For those who count by themselves.
+    pub fn registry_mut(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
     /// What was asked of the API server, counted by whoever asks.
     pub fn register_requests(&mut self, requests: Requests) {
         self.registry.register(
             "api_requests",
-            "Requests to the API server by what was asked for and how it was answered (code none: not at all). Codes other than 200 rising:              401 and 403, the account lacks a right; 410, the server was restarted or is behind; 429 and 5xx, it is short of room",
+            "Requests to the API server by what was asked for and how it was answered (code none: not at all). Codes other than 200 rising: \
+             401 and 403, the account lacks a right; 410, the server was restarted or is behind; 429 and 5xx, it is short of room",
             requests.answers,
         );
         self.registry.register_with_unit(
@@ -265,6 +295,15 @@ impl Metrics {
         self.drift.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
+    /// Policies written at these times (Unix time, seconds) are in force.
+    pub fn synced(&self, written: impl Iterator<Item = i64>) {
+        for written in written {
+            let age =
+                Timestamp::now().duration_since(Timestamp::from_second(written).unwrap_or_default()).as_secs_f64();
+            self.sync.observe(age.max(0.0));
+        }
+    }
+
     pub fn set_paused(&self, node: bool, endpoints: usize) {
         self.paused_node.set(node.into());
         self.paused_endpoints.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
@@ -289,6 +328,25 @@ impl Metrics {
         text::encode(&mut page, &self.registry).expect("a String takes everything");
         page
     }
+}
+
+/// The same page in Prometheus' own text format, which promtool and older scrapers read: there a counter's family is named like its samples.
+pub fn as_text(openmetrics: &str) -> String {
+    let is_counter = |name: &str| openmetrics.contains(&format!("# TYPE {name} counter\n"));
+    let mut page = String::with_capacity(openmetrics.len());
+    for line in openmetrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what @ ("HELP" | "TYPE")), Some(name), Some(rest)) => {
+                let total = if is_counter(name) { "_total" } else { "" };
+                page.push_str(&format!("# {what} {name}{total} {rest}"));
+            }
+            (Some("#"), ..) => continue,
+            _ => page.push_str(line),
+        }
+        page.push('\n');
+    }
+    page
 }
 
 fn set(family: &Family<Label, Gauge>, label: Label, count: Option<&usize>) {
@@ -319,7 +377,7 @@ impl Collector for KernelMaps {
         };
         let mut family = encoder.encode_descriptor(
             "packets",
-            "Packets of this node's pods by reason; which reasons pass and which refuse is in the manual. Spoofed addresses \
+            "Packets of this node's pods by reason; docs/events.md says which pass and which refuse. Spoofed addresses \
              rising: a pod forges its source; malformed or unsettled: report it; no-rule: `palisade endpoints` names the policies",
             None,
             MetricType::Counter,
@@ -332,8 +390,8 @@ impl Collector for KernelMaps {
         counter(
             &mut encoder,
             "events_lost",
-            "Refused packets that are counted but not told of one by one, as the ring was full. Rising: a flood is being \
-             refused, or the agent is short of CPU; the verdicts are not affected",
+            "Refused packets that are counted but not told of one by one, as a budget was used up (--events-max, --events-per-pod-max) or the \
+             ring was full. Rising: a flood is being refused, or the agent is short of CPU; the verdicts are not affected",
             events_lost,
         )?;
         counter(

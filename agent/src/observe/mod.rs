@@ -1,9 +1,16 @@
 //! What people see: refused flows, metrics, and the catalog of names for the numbers in the tables.
 
+pub mod accounts;
 pub mod events;
+pub mod history;
 pub mod http;
 pub mod metrics;
-pub mod refusal;
+pub mod record;
+#[cfg(test)]
+mod reference;
+pub mod reporter;
+pub mod sinks;
+pub mod socket;
 pub mod turns;
 
 use std::collections::BTreeMap;
@@ -57,12 +64,18 @@ pub fn read_catalog(pin_dir: &Path) -> anyhow::Result<Catalog> {
 #[derive(Clone, Debug, Default)]
 pub struct Fill {
     entries: Arc<Mutex<Vec<(&'static str, usize)>>>,
+    flows: Arc<Mutex<MapUse>>,
 }
 
 impl Fill {
     pub fn set(&self, tables: &Tables) {
         let entries = tables.lens();
         *self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = entries;
+    }
+
+    /// Of the flow table, which the programs fill.
+    pub fn set_flows(&self, flows: MapUse) {
+        *self.flows.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = flows;
     }
 }
 
@@ -87,6 +100,7 @@ pub fn snapshot_of(
                 .map(|(name, entries)| {
                     (*name, MapUse { entries: *entries as u64, entries_max: sizes.room(name).unwrap_or(0).into() })
                 })
+                .chain([("FLOWS", *fill.flows.lock().unwrap_or_else(std::sync::PoisonError::into_inner))])
                 .collect(),
         })
     })

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use palisade_common::layout::{EndpointRecord, endpoint_flag};
+use anyhow::bail;
+use palisade_common::layout::{EndpointRecord, EndpointStats, endpoint_flag};
 use serde::Serialize;
 
 use super::page::{Page, show};
 use super::style;
 use super::table::{Cell, Columns};
 use crate::compile::{Catalog, EndpointEntry, FaultEntry, TableEntry};
-use crate::config::ShowFlags;
+use crate::config::EndpointsFlags;
 use crate::kernel::{self, Maps};
 use crate::observe;
-use crate::pause::paused_until;
+use crate::pause::{name_of, paused_until};
 use crate::tables::adopted::Found;
 
 /// One endpoint: the catalog's names for what the kernel's record says.
@@ -25,12 +26,37 @@ pub(super) struct Row {
     /// RFC 3339, UTC: until then nothing is refused on its account, by `palisade pause`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) paused_until: Option<String>,
+    /// None: there is no record of it.
+    counts: Option<Counts>,
+}
+
+/// What the programs have counted on the pod's account, as long as it is the same pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct Counts {
+    /// New flows that were let through, of a pod that a policy isolates.
+    admitted_ingress: u64,
+    admitted_egress: u64,
+    /// Packets, wherever they were met.
+    refused_ingress: u64,
+    refused_egress: u64,
+}
+
+impl Counts {
+    /// What the number was another pod's for does not count.
+    fn of(stats: EndpointStats, generation: u32) -> Self {
+        if stats.generation != generation {
+            return Self::default();
+        }
+        let [[admitted_egress, admitted_ingress], [refused_egress, refused_ingress]] = [stats.admitted, stats.refused];
+        Self { admitted_ingress, admitted_egress, refused_ingress, refused_egress }
+    }
 }
 
 /// # Errors
 ///
-/// When there is no agent's state to read.
-pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
+/// When there is no agent's state to read, or no such pod.
+pub fn endpoints(flags: &EndpointsFlags) -> anyhow::Result<()> {
+    let EndpointsFlags { pod, show: flags } = flags;
     let maps = Maps::open_pinned(&flags.pin_dir)?;
     let (found, pauses) = (maps.found()?, maps.pauses()?);
     let runs = kernel::is_in_use(&flags.pin_dir)?;
@@ -42,15 +68,34 @@ pub fn endpoints(flags: &ShowFlags) -> anyhow::Result<()> {
     }
     let Catalog { endpoints, tables, faults, .. } = observe::read_catalog(&flags.pin_dir)?;
     let mut rows = rows(endpoints, &found, &tables);
+    if let Some(pod) = pod {
+        rows.retain(|row| name_of(&row.entry).as_ref() == Some(pod));
+        if rows.is_empty() {
+            bail!(
+                "no pod {pod} of this node is known (it is written NAMESPACE/NAME; a pod of hostNetwork is not enforced at all)"
+            );
+        }
+    }
     for row in &mut rows {
         row.paused_until = paused_until(&pauses, &found, row.entry.ifindex);
+        if let Some(number) = row.entry.number {
+            row.counts = Some(Counts::of(maps.endpoint_stats(number)?, row.entry.generation));
+        }
     }
     let agent = if runs { "running" } else { "not running" };
     let all = serde_json::json!({ "agent": agent, "endpoints": rows, "faults": faults });
     show(flags.output, &all, |page| {
         let mut columns = Columns::with_wide(
             &["POD", "INTERFACE", "ADDRESSES", "STATE", "INGRESS", "EGRESS", "NOTE"],
-            &["GENERATION", "INGRESS TABLE", "EGRESS TABLE"],
+            &[
+                "GENERATION",
+                "INGRESS TABLE",
+                "EGRESS TABLE",
+                "ADMITTED IN",
+                "ADMITTED OUT",
+                "REFUSED IN",
+                "REFUSED OUT",
+            ],
         );
         for row in rows {
             columns.row(cells(row));
@@ -100,11 +145,11 @@ fn row(mut entry: EndpointEntry, record: Option<&EndpointRecord>, tables: &BTree
         (entry.isolated_egress, entry.egress_table, entry.egress_policies) =
             policies(endpoint_flag::ISOLATED_EGRESS, record.egress.table);
     }
-    Row { entry, state, paused_until: None }
+    Row { entry, state, paused_until: None, counts: None }
 }
 
 fn cells(row: Row) -> Vec<Cell> {
-    let Row { entry, state, paused_until } = row;
+    let Row { entry, state, paused_until, counts } = row;
     let pod = match (&entry.namespace, &entry.pod) {
         (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
         _ => "-".to_owned(),
@@ -127,6 +172,7 @@ fn cells(row: Row) -> Vec<Cell> {
     };
     let state_style = if state == "enforced" { style::GOOD } else { style::BAD };
     let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let count = |count: fn(&Counts) -> u64| counts.as_ref().map_or_else(|| "-".to_owned(), |it| count(it).to_string());
     vec![
         pod.into(),
         format!("{} ({})", entry.interface, entry.ifindex).into(),
@@ -138,6 +184,10 @@ fn cells(row: Row) -> Vec<Cell> {
         entry.generation.to_string().into(),
         number(entry.ingress_table).into(),
         number(entry.egress_table).into(),
+        count(|counts| counts.admitted_ingress).into(),
+        count(|counts| counts.admitted_egress).into(),
+        count(|counts| counts.refused_ingress).into(),
+        count(|counts| counts.refused_egress).into(),
     ]
 }
 
@@ -156,6 +206,14 @@ mod tests {
         let tables = BTreeMap::from([(1, table("web/old")), (2, table("web/new"))]);
         let cells = cells(row(entry, record.as_ref(), &tables));
         [3, 4, 5].map(|column: usize| cells[column].text.clone())
+    }
+
+    #[test]
+    fn counts_of_another_pod_are_not_shown() {
+        let stats = EndpointStats { generation: 3, admitted: [1, 2], refused: [4, 5], ..EndpointStats::default() };
+        let counts = Counts { admitted_ingress: 2, admitted_egress: 1, refused_ingress: 5, refused_egress: 4 };
+        assert_eq!(Counts::of(stats, 3), counts);
+        assert_eq!(Counts::of(stats, 4), Counts::default());
     }
 
     #[test]

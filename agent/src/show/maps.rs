@@ -200,7 +200,7 @@ fn cidrs(snapshot: &Snapshot, catalog: &Catalog) -> Shown {
 
 fn rule_name(rule: u32, catalog: &Catalog) -> Value {
     match catalog.rules.get(&rule) {
-        Some(entry) => json!(format!("{} {} rule {}", entry.policy, entry.direction, entry.index)),
+        Some(entry) => json!(entry.to_string()),
         None if rule == 0 => Value::Null,
         None => json!(rule),
     }

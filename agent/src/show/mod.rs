@@ -2,8 +2,12 @@
 
 mod check;
 mod diff;
+mod drops;
 mod endpoints;
 mod explain;
+pub mod filter;
+mod flows;
+mod live;
 mod manual;
 mod maps;
 pub mod page;
@@ -15,8 +19,10 @@ pub mod table;
 
 pub use check::check;
 pub use diff::maps_diff;
+pub use drops::drops;
 pub use endpoints::endpoints;
 pub use explain::{explain, find};
+pub use flows::flows;
 pub use manual::{completion, man};
 pub use maps::maps;
 pub use policies::policies;

@@ -14,7 +14,7 @@ use super::table::Columns;
 use crate::compile::{Catalog, RuleEntry};
 use crate::config::PoliciesFlags;
 use crate::explain::flows::Judge;
-use crate::kernel::Maps;
+use crate::kernel::{Maps, Snapshot};
 use crate::observe;
 use crate::pause::name_of;
 use crate::tables::adopted::Found;
@@ -60,6 +60,16 @@ struct Rule {
     in_force: Vec<String>,
     /// Flows that are remembered and that this rule admits.
     flows: u64,
+    /// New flows that the programs have admitted by it, since the agent that runs has it.
+    admitted: u64,
+}
+
+/// What rules were asked about.
+struct Traffic {
+    /// That are remembered.
+    flows: BTreeMap<FlowKey, FlowValue>,
+    /// New flows by the rule that admitted them.
+    admitted: BTreeMap<u32, u64>,
 }
 
 /// # Errors
@@ -67,9 +77,10 @@ struct Rule {
 /// When there is no agent's state to read, or no such policy.
 pub fn policies(flags: &PoliciesFlags) -> anyhow::Result<()> {
     let maps = Maps::open_pinned(&flags.show.pin_dir)?;
-    let snapshot = maps.snapshot(true)?;
+    let Snapshot { config, found, flows, .. } = maps.snapshot(true)?;
+    let traffic = Traffic { flows, admitted: maps.rule_hits()? };
     let catalog = observe::read_catalog(&flags.show.pin_dir)?;
-    let mut policies = read(snapshot.found, &catalog, &snapshot.flows);
+    let mut policies = read(&Sim::of(found, &config), &catalog, &traffic);
     if let Some(name) = &flags.name {
         let full = if name.contains('/') { name.clone() } else { format!("{}/{name}", flags.namespace) };
         policies.retain(|policy| policy.name == full);
@@ -89,9 +100,9 @@ pub fn policies(flags: &PoliciesFlags) -> anyhow::Result<()> {
 }
 
 /// By name.
-fn read(found: Found, catalog: &Catalog, flows: &BTreeMap<FlowKey, FlowValue>) -> Vec<Policy> {
+fn read(sim: &Sim, catalog: &Catalog, traffic: &Traffic) -> Vec<Policy> {
     let mut policies: BTreeMap<String, Policy> = BTreeMap::new();
-    for row in endpoints::rows(catalog.endpoints.clone(), &found, &catalog.tables) {
+    for row in endpoints::rows(catalog.endpoints.clone(), sim.found(), &catalog.tables) {
         let pod = name_of(&row.entry).unwrap_or_else(|| format!("interface {}", row.entry.interface));
         let entry = &row.entry;
         let sides =
@@ -107,16 +118,16 @@ fn read(found: Found, catalog: &Catalog, flows: &BTreeMap<FlowKey, FlowValue>) -
             }
         }
     }
-    let sim = Sim::of(found);
     let in_force = in_force(sim.found());
-    let hits = hits(&sim, flows);
+    let remembered = remembered(sim, &traffic.flows);
     for (&number, entry) in &catalog.rules {
         let Some(policy) = policies.get_mut(&entry.policy) else { continue };
         let side = if entry.direction == "ingress" { &mut policy.ingress } else { &mut policy.egress };
         let Some(side) = side else { continue };
         let mut rule = Rule::new(number, entry, catalog, sim.found());
         rule.in_force = in_force.get(&number).cloned().unwrap_or_default();
-        rule.flows = hits.get(&number).copied().unwrap_or(0);
+        rule.flows = remembered.get(&number).copied().unwrap_or(0);
+        rule.admitted = traffic.admitted.get(&number).copied().unwrap_or(0);
         side.rules.push(rule);
     }
     let mut policies: Vec<Policy> = policies.into_values().collect();
@@ -162,15 +173,15 @@ fn in_force(found: &Found) -> BTreeMap<u32, Vec<String>> {
 }
 
 /// Remembered flows by the rule that admits them now.
-fn hits(sim: &Sim, flows: &BTreeMap<FlowKey, FlowValue>) -> BTreeMap<u32, u64> {
+fn remembered(sim: &Sim, flows: &BTreeMap<FlowKey, FlowValue>) -> BTreeMap<u32, u64> {
     let judge = Judge::new(sim);
-    let mut hits = BTreeMap::new();
+    let mut counts = BTreeMap::new();
     for (key, value) in flows {
         for rule in judge.judge(key, value).iter().filter_map(|judged| judged.rule) {
-            *hits.entry(rule).or_default() += 1;
+            *counts.entry(rule).or_default() += 1;
         }
     }
-    hits
+    counts
 }
 
 impl Policy {
@@ -198,12 +209,13 @@ impl Rule {
             classes,
             in_force: Vec::new(),
             flows: 0,
+            admitted: 0,
         }
     }
 }
 
 fn summary(page: &mut Page, policies: &[Policy]) {
-    let mut columns = Columns::new(&["POLICY", "PODS", "INGRESS", "EGRESS", "FLOWS"]);
+    let mut columns = Columns::new(&["POLICY", "PODS", "INGRESS", "EGRESS", "FLOWS", "ADMITTED"]);
     let side = |side: &Option<Side>| match side {
         None => "-".to_owned(),
         Some(side) if side.rules.is_empty() => "nothing".to_owned(),
@@ -211,10 +223,17 @@ fn summary(page: &mut Page, policies: &[Policy]) {
         Some(side) => format!("{} rules", side.rules.len()),
     };
     for policy in policies {
-        let rules = [&policy.ingress, &policy.egress].into_iter().flatten().flat_map(|side| &side.rules);
-        let flows: u64 = rules.map(|rule| rule.flows).sum();
-        let pods = policy.pods.len().to_string();
-        columns.row([policy.name.clone(), pods, side(&policy.ingress), side(&policy.egress), flows.to_string()]);
+        let rules = || [&policy.ingress, &policy.egress].into_iter().flatten().flat_map(|side| &side.rules);
+        let (flows, admitted): (u64, u64) =
+            (rules().map(|rule| rule.flows).sum(), rules().map(|rule| rule.admitted).sum());
+        columns.row([
+            policy.name.clone(),
+            policy.pods.len().to_string(),
+            side(&policy.ingress),
+            side(&policy.egress),
+            flows.to_string(),
+            admitted.to_string(),
+        ]);
     }
     page.columns(&columns);
 }
@@ -231,8 +250,18 @@ fn tell(page: &mut Page, policy: &Policy) {
             page.line("  no rule: nothing is allowed by this policy");
             continue;
         }
-        let mut columns =
-            Columns::new(&["  RULE", "NUMBER", from, "PORTS", "CLASSES", "ADDRESSES", "PREFIXES", "IN FORCE", "FLOWS"]);
+        let mut columns = Columns::new(&[
+            "  RULE",
+            "NUMBER",
+            from,
+            "PORTS",
+            "CLASSES",
+            "ADDRESSES",
+            "PREFIXES",
+            "IN FORCE",
+            "FLOWS",
+            "ADMITTED",
+        ]);
         for rule in rules {
             let list = |list: &Option<Vec<String>>, all: &str| match list {
                 None => all.to_owned(),
@@ -251,6 +280,7 @@ fn tell(page: &mut Page, policy: &Policy) {
                 rule.prefixes.to_string(),
                 or_dash(rule.in_force.join(", ")),
                 rule.flows.to_string(),
+                rule.admitted.to_string(),
             ]);
         }
         page.columns(&columns);
@@ -287,8 +317,11 @@ mod tests {
         let mut compiler = Compiler::new(Limits::default());
         compiler.update(&mut index, 1);
         let (key, value) = flow(&compiler.tables().endpoints[&4]);
-        let found = Sim::holding(compiler.tables()).found().clone();
-        read(found, &compiler.catalog(&index, &[]), &[(key, value)].into())
+        let catalog = compiler.catalog(&index, &[]);
+        let admitted =
+            catalog.rules.iter().filter(|(_, rule)| rule.policy == "shop/db").map(|(number, _)| (*number, 7));
+        let traffic = Traffic { flows: [(key, value)].into(), admitted: admitted.take(1).collect() };
+        read(&Sim::holding(compiler.tables()), &catalog, &traffic)
     }
 
     /// `low` has opened it to `high`, which is the pod's.
@@ -322,8 +355,9 @@ mod tests {
         let [web, ops] = &db.ingress.as_ref().expect("it isolates").rules[..] else { panic!("{db:?}") };
         assert_eq!(web.ports, Some(vec!["tcp/sql".to_owned(), "tcp/8000-8003".to_owned()]));
         assert_eq!(web.in_force, ["tcp/5432", "tcp/8000-8003"]);
-        assert_eq!((web.addresses, web.flows), (2, 1));
-        assert_eq!((ops.addresses, ops.flows, &*ops.in_force), (1, 0, &["everything".to_owned()][..]));
+        assert_eq!((web.addresses, web.flows, web.admitted), (2, 1, 7));
+        assert_eq!((ops.addresses, ops.flows, ops.admitted), (1, 0, 0));
+        assert_eq!(ops.in_force, ["everything"]);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use palisade_common::decide::{
     FlowEntry, Meeting, Place, Ruling, ServiceCount, Tables as Ask, decide, decide_leaving, take_midstream,
 };
 use palisade_common::layout::{
-    Address, Backends, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, FragmentKey, FragmentValue,
-    Judgement, PORT_PREFIX_MAX, PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, ServiceKey, Versioned,
+    Address, Backends, Config, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, FragmentKey,
+    FragmentValue, Judgement, PORT_PREFIX_MAX, PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, ServiceKey, Versioned,
 };
 use palisade_common::parse::{self, Bytes, HEADERS_MAX, Packet, V4};
 
@@ -87,14 +87,24 @@ impl Sim {
         sim
     }
 
-    /// Maps as they were found. Of Services only those of the tables are known.
-    pub fn of(found: Found) -> Self {
+    /// The kernel's maps as they were found, for questions about them. Of Services only those of the tables are known.
+    pub fn of(found: Found, config: &Config) -> Self {
         let service_ports = found.tables.services.keys().map(|key| key.port).collect();
         let record = |index: &Versioned| found.records.get(&index.at(found.epoch));
         let stamps =
             found.tables.endpoints.iter().filter_map(|(ifindex, index)| Some((record(index)?.stamp, *ifindex)));
         let stamps = stamps.filter(|(stamp, _)| *stamp != 0).collect();
-        Self { stamps, service_ports, maps: found, ..Self::default() }
+        let Config { keep_existing, midstream_budget, exits_missing, paused_until, .. } = *config;
+        Self {
+            stamps,
+            service_ports,
+            maps: found,
+            keeps_existing: keep_existing != 0,
+            exits_missing: exits_missing != 0,
+            paused_until,
+            midstream_budget,
+            ..Self::default()
+        }
     }
 
     pub fn write(&mut self, write: &Write) {

@@ -51,6 +51,12 @@ impl Answer {
         self.ruling.passes()
     }
 
+    /// The rule that admits, as a number; 0: none is needed, or none does.
+    #[inline(always)]
+    pub const fn rule_number(self) -> u32 {
+        self.rule
+    }
+
     /// What comes of an opening.
     #[inline(always)]
     pub const fn ruling(self) -> Ruling {
@@ -60,6 +66,10 @@ impl Answer {
     #[inline(always)]
     pub const fn class(self) -> u32 {
         self.ruling.class()
+    }
+
+    pub const fn reason(self) -> Reason {
+        self.ruling.reason()
     }
 
     /// The rule that admits; 0 where none is needed.

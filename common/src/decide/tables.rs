@@ -160,10 +160,14 @@ pub trait FlowEntry {
 pub fn take_midstream(stats: EndpointStats, now: u64, budget: u32) -> Option<EndpointStats> {
     let second = (now / 1_000_000_000) as u32;
     if stats.midstream_second != second {
-        return if budget == 0 { None } else { Some(EndpointStats { midstream_second: second, midstream_count: 1 }) };
+        return if budget == 0 {
+            None
+        } else {
+            Some(EndpointStats { midstream_second: second, midstream_count: 1, ..stats })
+        };
     }
     if stats.midstream_count >= budget {
         return None;
     }
-    Some(EndpointStats { midstream_second: second, midstream_count: stats.midstream_count + 1 })
+    Some(EndpointStats { midstream_count: stats.midstream_count + 1, ..stats })
 }

@@ -18,7 +18,11 @@ const SECOND: u64 = 1_000_000_000;
 
 #[test]
 fn midstream_budget() {
-    let stats = |midstream_second, midstream_count| EndpointStats { midstream_second, midstream_count };
+    let stats = |midstream_second, midstream_count| EndpointStats {
+        midstream_second,
+        midstream_count,
+        ..EndpointStats::default()
+    };
     for (name, before, now, budget, wanted) in [
         ("the first ever", stats(0, 0), 5 * SECOND, 2, Some(stats(5, 1))),
         ("the second in its second", stats(5, 1), 6 * SECOND - 1, 2, Some(stats(5, 2))),

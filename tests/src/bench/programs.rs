@@ -72,7 +72,8 @@ impl Programs {
 
     /// How many events a second may have; all else as it is.
     pub fn set_events_budget(&self, events_budget: u32) {
-        let settings = Config { events_budget, inserts_safe: u64::MAX, ..Config::default() };
+        let settings =
+            Config { events_budget, events_group_budget: events_budget, inserts_safe: u64::MAX, ..Config::default() };
         self.kernel.maps().config.store_settings(&settings);
     }
 

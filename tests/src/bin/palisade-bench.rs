@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use palisade_tests::bench::{
-    exits, in_kernel, load, pods, policy, restart, scale, service_traffic, size, start, throughput,
+    events, exits, in_kernel, load, pods, policy, restart, scale, service_traffic, size, start, throughput,
 };
 
 const USAGE: &str = "\
@@ -24,6 +24,7 @@ usage: palisade-bench [NAME…]
   churn          100 changes of pods a second, and as many as in an hour: processor time, growth, and whether any is lost;
                  `churn --changes COUNT`: so many instead
   apiserver      what one agent asks of the API server, and what the watches of 100 and of 1,000 cost it
+  events         what it costs the agent to tell of 10,000 refused flows a second
   in-kernel      what a packet costs in the kernel programs, by test runs
   exits          what a packet costs where it leaves the node, by test runs
   scale          how that grows with the number of rules, pods and ranges of ports
@@ -34,7 +35,7 @@ Without a name all are measured (`connections` as a part of `throughput`), which
 type Bench = fn() -> Result<()>;
 
 /// By name, in the order in which they are run: the last three move their thread into namespaces of its own.
-const BENCHES: [(&str, Bench); 13] = [
+const BENCHES: [(&str, Bench); 14] = [
     ("throughput", throughput::run),
     ("connections", throughput::run_connections),
     ("services", service_traffic::run),
@@ -45,6 +46,7 @@ const BENCHES: [(&str, Bench); 13] = [
     ("size", || size::run(None)),
     ("churn", || size::run_churn(size::HOUR)),
     ("apiserver", size::run_apiserver),
+    ("events", events::run),
     ("in-kernel", in_kernel::run),
     ("exits", exits::run),
     ("scale", scale::run),

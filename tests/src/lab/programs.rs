@@ -33,6 +33,11 @@ pub fn of_cluster(part: &str, name: &str) -> Result<PathBuf> {
     find(&format!("lab/{part}/{name}")).with_context(|| format!("{name} is not built: `cargo xtask cluster`"))
 }
 
+/// Prometheus' linter, parsers and engine.
+pub fn promcheck() -> Result<PathBuf> {
+    find("lab/prom/promcheck").context("promcheck is not built: `cargo xtask setup`")
+}
+
 /// The static agent.
 pub fn agent() -> Result<PathBuf> {
     find("release/palisade").context("the agent is not built: `cargo xtask build`")

@@ -14,4 +14,5 @@ mod pause;
 mod pins;
 mod scene;
 mod table;
+mod traffic;
 mod troubles;

@@ -27,6 +27,7 @@ pub fn rules_are_told_as_they_are_enforced(world: &World) {
     assert_eq!(rule["ports"], serde_json::json!(["tcp/http", "tcp/8080"]));
     assert_eq!(rule["in_force"], serde_json::json!(["tcp/80", "tcp/8080"]));
     assert!(rule["flows"].as_u64() >= Some(1), "{rule}");
+    assert!(rule["admitted"].as_u64() >= Some(1), "{rule}");
     assert_eq!(rule["addresses"], 2);
     let (code, text, _) = world.palisade(0, &["policies", "api-to-db", "-n", "shop"]);
     assert_eq!(code, 0);

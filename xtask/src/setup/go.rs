@@ -67,6 +67,12 @@ pub fn provide_dns() -> Result<(PathBuf, String)> {
     cached("dns", &module, |folder| build(&module, folder, "coredns", ".", "-s -w"))
 }
 
+/// What Prometheus makes of our metrics, rules and dashboards.
+pub fn provide_promcheck() -> Result<(PathBuf, String)> {
+    let module = modules().join("prom");
+    cached("prom", &module, |folder| build(&module, folder, "promcheck", ".", "-s -w"))
+}
+
 pub fn provide_helm() -> Result<(PathBuf, String)> {
     check()?;
     let module = modules().join("helm");

@@ -90,6 +90,12 @@ pub fn e2e() -> Result<()> {
     link("e2e", &step("Kubernetes' end-to-end tests", cluster::provide_e2e)?)
 }
 
+/// Prometheus' linter, parsers and engine, as `target/lab/prom`.
+pub fn prometheus() -> Result<()> {
+    step("Go 1.26", go::check)?;
+    link("prom", &step("promcheck", go::provide_promcheck)?)
+}
+
 /// Helm, the program.
 pub fn helm() -> Result<PathBuf> {
     Ok(step("helm", go::provide_helm)?.join("helm"))
@@ -110,6 +116,7 @@ pub fn all() -> Result<()> {
     lab()?;
     control_plane()?;
     services()?;
+    prometheus()?;
     cxx()?;
     Ok(())
 }

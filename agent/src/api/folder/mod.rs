@@ -37,7 +37,7 @@ pub async fn watch(dir: PathBuf, updates: Sender<Vec<Update>>) -> anyhow::Result
     let (mut shelf, read) = scan(dir.clone(), Shelf::default()).await?;
     read.with_context(|| format!("reading folder {}", dir.display()))?;
 
-    let bare = |change| Update { change, faults: Vec::new() };
+    let bare = |change| Update::new(change, Vec::new());
     let mut first: Vec<Update> = Kind::ALL.map(|kind| bare(Change::Relist(kind))).into();
     first.extend(shelf.take_updates());
     first.extend(Kind::ALL.map(|kind| bare(Change::Relisted(kind))));

@@ -107,7 +107,7 @@ impl Shelf {
             if let Some(Update { change, .. }) = self.told.remove(&key)
                 && wanted.as_ref().is_none_or(|wanted| !same_object(&change, &wanted.change))
             {
-                updates.push(Update { change: gone(change), faults: Vec::new() });
+                updates.push(Update::new(gone(change), Vec::new()));
             }
             if let Some(wanted) = wanted {
                 updates.push(wanted.clone());
@@ -161,12 +161,12 @@ impl Shelf {
     fn wanted(&mut self, key: &Key) -> Option<Update> {
         if let Key::File(path) = key {
             let faults = self.files.get(path).map(|file| file.faults.clone()).unwrap_or_default();
-            return (!faults.is_empty()).then(|| Update { change: file_change(path), faults });
+            return (!faults.is_empty()).then(|| Update::new(file_change(path), faults));
         }
         let Some(claims) = self.claims.get(key) else {
             let Key::Namespace(name) = key else { return None };
             let facts = self.inhabitants.contains_key(name).then(|| namespace::implied(name, self.reducer.interner()));
-            return facts.map(|facts| Update { change: Change::Namespace(name.clone(), Some(facts)), faults: vec![] });
+            return facts.map(|facts| Update::new(Change::Namespace(name.clone(), Some(facts)), vec![]));
         };
         let ((used, _position), update) = claims.last_key_value()?;
         let mut update = update.clone();

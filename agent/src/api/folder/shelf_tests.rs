@@ -9,7 +9,7 @@ fn told(shelf: &mut Shelf) -> String {
     lines.join(" ")
 }
 
-fn show(Update { change, faults }: &Update) -> String {
+fn show(Update { change, faults, .. }: &Update) -> String {
     let labels = |labels: &BTreeMap<String, String>| {
         let custom = labels.iter().filter(|(key, _value)| *key != "kubernetes.io/metadata.name");
         custom.map(|(_key, value)| value.clone()).collect::<Vec<_>>().join(",")

@@ -54,7 +54,7 @@ impl Watched {
 
     async fn receive(&mut self) {
         let batch = tokio::time::timeout(Duration::from_secs(10), self.updates.recv()).await;
-        for Update { change, faults } in batch.expect("something is told").expect("the watch goes on") {
+        for Update { change, faults, .. } in batch.expect("something is told").expect("the watch goes on") {
             let (key, value) = match change {
                 Change::Relist(kind) => {
                     assert!(self.objects.is_empty() && self.complete.insert(kind));

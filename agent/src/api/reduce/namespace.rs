@@ -22,7 +22,7 @@ pub fn reduce(shape: &NamespaceShape, interner: &mut Interner) -> Result<Update,
     let labels = meta::labels(&shape.metadata, &mut faults, CLOSED);
     let trusted = trusted(&metadata.annotations, &mut faults);
     let facts = labels.map(|labels| facts(name, labels, trusted, interner));
-    Ok(Update { change: Change::Namespace(name.into(), facts), faults: faults.into_vec() })
+    Ok(Update::new(Change::Namespace(name.into(), facts), faults.into_vec()))
 }
 
 /// # Errors

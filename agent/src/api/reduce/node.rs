@@ -20,7 +20,7 @@ pub fn reduce(shape: &NodeShape) -> Result<Update, Fault> {
         addresses: addresses(&shape.status.or_empty(), &mut faults),
         pod_cidrs: pod_cidrs(&shape.spec.or_empty(), &mut faults),
     };
-    Ok(Update { change: Change::Node(name.into(), Some(facts)), faults: faults.into_vec() })
+    Ok(Update::new(Change::Node(name.into(), Some(facts)), faults.into_vec()))
 }
 
 /// # Errors

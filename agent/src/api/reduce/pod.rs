@@ -43,7 +43,7 @@ pub fn reduce(shape: &PodShape, interner: &mut Interner) -> Result<Update, Fault
         host_network,
         finished: matches!(status.phase.found().map(String::as_str), Some("Succeeded" | "Failed")),
     });
-    Ok(Update { change: Change::Pod { name, uid, facts }, faults: faults.into_vec() })
+    Ok(Update::new(Change::Pod { name, uid, facts }, faults.into_vec()))
 }
 
 /// # Errors

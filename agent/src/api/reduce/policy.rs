@@ -3,6 +3,7 @@
 //! A field that is not known is such a thing too. It is a slip of the pen (`form:` for `from:` would open a rule to
 //! everybody) or a condition of a later API, and either way what is beside it does not say all.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::selector::selector;
@@ -26,7 +27,16 @@ pub fn reduce(value: &Value) -> Result<Update, Fault> {
             closed(&name)
         }
     };
-    Ok(Update { change: Change::Policy(name, Some(facts)), faults: faults.into_vec() })
+    Ok(Update { written: written(value), ..Update::new(Change::Policy(name, Some(facts)), faults.into_vec()) })
+}
+
+/// The latest of what the API server notes about those who have written parts of it, or else when it was made.
+fn written(value: &Value) -> Option<i64> {
+    let metadata = value.get("metadata")?;
+    let second = |time: &Value| Some(time.as_str()?.parse::<Timestamp>().ok()?.as_second());
+    let parts = metadata.get("managedFields").and_then(Value::as_array).into_iter().flatten();
+    let latest = parts.filter_map(|part| second(part.get("time")?)).max();
+    latest.or_else(|| second(metadata.get("creationTimestamp")?))
 }
 
 /// # Errors

@@ -28,7 +28,7 @@ pub fn reduce(shape: &ServiceShape, interner: &mut Interner) -> Result<Update, F
         ports: if translated { ports } else { Vec::new() },
         selector: selector(&spec, &mut faults).map(|labels| interner.labels(labels)),
     };
-    Ok(Update { change: Change::Service(name, Some(facts)), faults: faults.into_vec() })
+    Ok(Update::new(Change::Service(name, Some(facts)), faults.into_vec()))
 }
 
 /// # Errors

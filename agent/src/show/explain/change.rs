@@ -4,7 +4,7 @@ use palisade_common::Reason;
 use palisade_common::layout::RuleValue;
 
 use super::Question;
-use crate::compile::{Catalog, RuleEntry};
+use crate::compile::Catalog;
 use crate::explain::port::port_text;
 use crate::explain::trace::{Asked, admits};
 use crate::explain::way::Hop;
@@ -67,7 +67,7 @@ fn no_rule(live: &Live<'_>, catalog: &Catalog, asked: &Asked, question: &Questio
             catalog.classes.get(&class).map_or_else(|| format!("class {class}"), |entry| entry.description.clone());
         others.push(format!(
             "{means} (by {})",
-            catalog.rules.get(&rule).map_or_else(|| format!("rule {rule}"), rule_name)
+            catalog.rules.get(&rule).map_or_else(|| format!("rule {rule}"), ToString::to_string)
         ));
     }
     if !others.is_empty() {
@@ -81,9 +81,4 @@ fn no_rule(live: &Live<'_>, catalog: &Catalog, asked: &Asked, question: &Questio
 
 fn admitting(live: &Live<'_>, row: &RuleValue, asked: &Asked) -> Option<u32> {
     admits(live, row, asked.protocol, asked.port)
-}
-
-/// `namespace/name egress rule 0`.
-pub(in crate::show) fn rule_name(rule: &RuleEntry) -> String {
-    format!("{} {} rule {}", rule.policy, rule.direction, rule.index)
 }

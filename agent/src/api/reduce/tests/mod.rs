@@ -21,7 +21,7 @@ fn check(what: &str, yaml: &str, expected: &str) {
     assert_eq!(found.trim(), expected.trim(), "{what}:\n{yaml}");
 }
 
-fn show(Update { change, faults }: &Update) -> String {
+fn show(Update { change, faults, .. }: &Update) -> String {
     let change = match change {
         Change::Namespace(name, facts) => {
             let facts = facts.as_ref().map(|facts| {

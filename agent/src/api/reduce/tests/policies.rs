@@ -1,5 +1,6 @@
 //! NetworkPolicies: each row is (the point of SEMANTICS and what it is about, `spec` as flow YAML, facts and faults).
 
+use super::super::object;
 use super::check;
 use super::peers::{BLOCKS, PEERS};
 
@@ -8,6 +9,28 @@ fn policies() {
     for (what, spec, expected) in OBJECT.iter().chain(RULES).chain(SELECTORS).chain(PEERS).chain(BLOCKS).chain(PORTS) {
         let head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: n}\n";
         check(what, &format!("{head}{spec}\n"), &format!("n/p: {expected}"));
+    }
+}
+
+#[test]
+fn when_a_policy_was_written() {
+    const MADE: &str = "creationTimestamp: '2026-01-01T00:00:00Z'";
+    let rows: [(&str, Option<i64>); 5] = [
+        ("", None),
+        (MADE, Some(1_767_225_600)),
+        (
+            "creationTimestamp: null, managedFields: [{time: '2026-01-01T00:00:07Z'}, {}, {time: '2026-01-01T00:00:03Z'}]",
+            Some(1_767_225_607),
+        ),
+        ("creationTimestamp: yesterday, managedFields: nobody", None),
+        ("creationTimestamp: '2026-01-01T00:00:00Z', managedFields: [{time: soon}]", Some(1_767_225_600)),
+    ];
+    for (metadata, expected) in rows {
+        let yaml = format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: n, {metadata}}}, spec: {{}}}}"
+        );
+        let update = object(serde_norway::from_str(&yaml).expect("YAML"));
+        assert_eq!(update.ok().flatten().expect("it has a name").written, expected, "{metadata}");
     }
 }
 
