@@ -425,6 +425,8 @@ pub enum FlowVerdict {
     Refused,
     /// They do not any longer, and it goes on (--existing-flows keep).
     Kept,
+    /// They do not any longer, and it goes on while enforcement is paused (palisade pause).
+    Paused,
     /// To a Service: judged where it ends up.
     Service,
     /// Opened by the node itself.
@@ -437,6 +439,7 @@ impl FlowVerdict {
             Self::Admitted => "admitted",
             Self::Refused => "refused",
             Self::Kept => "kept",
+            Self::Paused => "paused",
             Self::Service => "service",
             Self::Node => "node",
         }

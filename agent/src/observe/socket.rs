@@ -33,6 +33,8 @@ pub const ADDRESSES_MAX: usize = 8192;
 const REQUEST_WAIT: Duration = Duration::from_secs(5);
 /// More wait in the kernel until one of these ends.
 const CONNECTIONS_MAX: usize = 32;
+/// So many may watch, so that there is always room for those who ask and go.
+const WATCHERS_MAX: usize = 24;
 /// How long to wait when the process has no descriptors left; no event tells that it has some again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Before the socket is tried again; of room on a file system no event tells.
@@ -137,6 +139,9 @@ async fn converse(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
                 say(&mut write, &Said::Record(Box::new(record))).await?;
             }
             Ok(())
+        }
+        Ok(Ask::Watch) if sources.watchers.receiver_count() >= WATCHERS_MAX => {
+            say(&mut write, &Said::Refused(format!("{WATCHERS_MAX} are watching already"))).await
         }
         Ok(Ask::Watch) => {
             let mut rest = [0; 1];

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use palisade_common::layout::FlowKey;
 use serde::Serialize;
 
-use self::row::{FlowEnd, Row, Scene, Side, address};
+use self::row::{FlowEnd, Moment, Row, Scene, Side, address};
 use super::filter::End;
 use super::live::{names, printing, structured};
 use super::page::show;
@@ -178,10 +178,11 @@ impl<'a> Look<'a> {
             let mut named = names(self.pin_dir, &strangers).unwrap_or_default();
             self.names.extend(strangers.into_iter().map(|address| (address, named.remove(&address))));
         }
-        let now = pause::now();
+        let pauses = self.maps.pauses()?;
+        let moment = Moment { now: pause::now(), names: &self.names, pauses: &pauses };
         let mut rows = BTreeMap::new();
         for (key, value) in &flows {
-            for (opener, row) in scene.rows(key, value, now, &self.names) {
+            for (opener, row) in scene.rows(key, value, &moment) {
                 rows.insert((*key, opener), row);
             }
         }

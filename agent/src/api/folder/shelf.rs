@@ -169,7 +169,8 @@ impl Shelf {
             return facts.map(|facts| Update::new(Change::Namespace(name.clone(), Some(facts)), vec![]));
         };
         let ((used, _position), update) = claims.last_key_value()?;
-        let mut update = update.clone();
+        // When a file came into being is another matter than when its object was written.
+        let mut update = Update { written: None, ..update.clone() };
         for (unused, _position) in claims.keys().rev().skip(1) {
             let message = format!("{unused} holds this object too, what {used} says counts");
             update.faults.push(object_fault(key, message));

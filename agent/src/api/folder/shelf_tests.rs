@@ -57,6 +57,17 @@ fn documents(parts: &[&str]) -> String {
     parts.join("\n---\n")
 }
 
+/// One that was written out of a cluster says when it was made there, which is no news.
+#[test]
+fn what_a_file_says_of_its_age_is_not_told() {
+    let mut shelf = Shelf::default();
+    let old = P.replace("namespace: n", "namespace: n, creationTimestamp: '2026-01-01T00:00:00Z'");
+    shelf.put("f.yaml", old.as_bytes());
+    let updates = shelf.take_updates();
+    let is_policy = |update: &&Update| matches!(update.change, Change::Policy(..));
+    assert_eq!(updates.iter().find(is_policy).expect("it is there").written, None);
+}
+
 #[test]
 fn a_file_is_its_objects() {
     check(&[

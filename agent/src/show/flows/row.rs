@@ -7,8 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use palisade_common::Reason;
 use palisade_common::decide::{OPEN_EGRESS, OPEN_INGRESS, Question, REACH_EGRESS, ask};
 use palisade_common::flow::is_over;
-use palisade_common::layout::{Address, EndpointRecord, FlowKey, FlowValue, endpoint_flag, flow_flag};
+use palisade_common::layout::{Address, EndpointRecord, FlowKey, FlowValue, PauseKey, endpoint_flag, flow_flag};
 use palisade_common::parse::V4;
+use palisade_common::pause::holds;
 use serde::Serialize;
 
 use crate::compile::{Catalog, EndpointEntry};
@@ -26,7 +27,8 @@ pub struct Row {
     pub source: FlowEnd,
     pub destination: FlowEnd,
     /// What the flow's next packet is to expect: `admitted`; `refused`: the tables do not admit it any longer, and it is cut; `kept`: the same,
-    /// with `--existing-flows keep`; `service`: to a Service, judged where it ends up; `node`: opened by the node itself.
+    /// with `--existing-flows keep`; `paused`: the same, and enforcement is paused; `service`: to a Service, judged where it ends up; `node`:
+    /// opened by the node itself.
     pub verdict: &'static str,
     /// By the policies of the pod that opened it; none: it is no pod of this node, or none isolates it.
     pub egress: Option<Side>,
@@ -84,6 +86,24 @@ pub fn address(family: u8, address: &Address) -> IpAddr {
     }
 }
 
+/// What changes without the tables.
+pub struct Moment<'a> {
+    /// Nanoseconds, CLOCK_MONOTONIC.
+    pub now: u64,
+    /// Of addresses that are none of this node's pods'.
+    pub names: &'a BTreeMap<IpAddr, Option<String>>,
+    /// What is paused, and until when.
+    pub pauses: &'a BTreeMap<PauseKey, u64>,
+}
+
+impl Moment<'_> {
+    /// Nothing is refused on the pod's account.
+    fn is_paused(&self, record: &EndpointRecord) -> bool {
+        let own = PauseKey { ifindex: record.ifindex, generation: record.generation };
+        holds([own, PauseKey::NODE].map(|key| self.pauses.get(&key).copied()), self.now)
+    }
+}
+
 /// The tables, and names.
 pub struct Scene {
     sim: Sim,
@@ -132,28 +152,15 @@ impl Scene {
     }
 
     /// For each end (0: low, 1: high) that opened it; none for what the programs have forgotten.
-    pub fn rows(
-        &self,
-        key: &FlowKey,
-        value: &FlowValue,
-        now: u64,
-        names: &BTreeMap<IpAddr, Option<String>>,
-    ) -> Vec<(usize, Row)> {
-        if is_over(key, value, now) {
+    pub fn rows(&self, key: &FlowKey, value: &FlowValue, moment: &Moment<'_>) -> Vec<(usize, Row)> {
+        if is_over(key, value, moment.now) {
             return Vec::new();
         }
         let opened = (0..2).filter(|opener| value.flags & (flow_flag::OPENED << opener) != 0);
-        opened.map(|opener| (opener, self.row(key, value, opener, now, names))).collect()
+        opened.map(|opener| (opener, self.row(key, value, opener, moment))).collect()
     }
 
-    fn row(
-        &self,
-        key: &FlowKey,
-        value: &FlowValue,
-        opener: usize,
-        now: u64,
-        names: &BTreeMap<IpAddr, Option<String>>,
-    ) -> Row {
+    fn row(&self, key: &FlowKey, value: &FlowValue, opener: usize, moment: &Moment<'_>) -> Row {
         let ends = [(&key.low, key.low_port), (&key.high, key.high_port)];
         let at = |end: usize| address(key.family, ends[end].0);
         let (from, to) = (at(opener), at(1 - opener));
@@ -186,9 +193,12 @@ impl Scene {
         let name = |record: Option<&EndpointRecord>, address: IpAddr| {
             record
                 .and_then(|record| self.pods.get(&record.ifindex).cloned())
-                .or_else(|| names.get(&address).cloned().flatten())
+                .or_else(|| moment.names.get(&address).cloned().flatten())
         };
         let sides = || [&egress, &ingress].into_iter().flatten();
+        let passes = |side: &Option<Side>, pod: Option<&EndpointRecord>| {
+            side.as_ref().is_none_or(|side| side.admits) || pod.is_some_and(|pod| moment.is_paused(pod))
+        };
         let verdict = match () {
             () if node => "node",
             () if sides().all(|side| side.admits) && sides().any(|side| side.reason == Reason::Service.name()) => {
@@ -196,6 +206,7 @@ impl Scene {
             }
             () if sides().all(|side| side.admits) => "admitted",
             () if self.keeps_existing => "kept",
+            () if passes(&egress, sender) && passes(&ingress, receiver) => "paused",
             () => "refused",
         };
         Row {
@@ -206,7 +217,7 @@ impl Scene {
             egress,
             ingress,
             state: state(value.flags),
-            idle_seconds: now.saturating_sub(value.seen) / 1_000_000_000,
+            idle_seconds: moment.now.saturating_sub(value.seen) / 1_000_000_000,
         }
     }
 

@@ -1,5 +1,6 @@
 use palisade_common::layout::{
-    Address, Config, EndpointRecord, FlowValue, Judgement, RuleValue, TableRef, Versioned, endpoint_flag, flow_flag,
+    Address, Config, EndpointRecord, FlowValue, Judgement, PauseKey, RuleValue, TableRef, Versioned, endpoint_flag,
+    flow_flag,
 };
 
 use super::*;
@@ -56,9 +57,13 @@ fn value(flags: u32) -> FlowValue {
     FlowValue { judged, flags, seen: NOW - 3_500_000_000, ..FlowValue::default() }
 }
 
+fn moment<'a>(names: &'a BTreeMap<IpAddr, Option<String>>, pauses: &'a BTreeMap<PauseKey, u64>) -> Moment<'a> {
+    Moment { now: NOW, names, pauses }
+}
+
 fn row(key: &FlowKey, value: &FlowValue) -> Row {
     let names = [("192.0.2.1".parse().expect("an address"), Some("ops/far".to_owned()))].into();
-    let rows = scene().rows(key, value, NOW, &names);
+    let rows = scene().rows(key, value, &moment(&names, &BTreeMap::new()));
     assert_eq!(rows.len(), 1);
     rows[0].1.clone()
 }
@@ -82,9 +87,30 @@ fn what_the_tables_no_longer_admit_stands_out() {
     assert_eq!((ingress.admits, ingress.reason, ingress.judged, ingress.rule), (false, "no-rule", false, None));
 }
 
+/// Of the pod that refuses, or of the node; another's changes nothing, nor does one that is over.
+#[test]
+fn nothing_is_refused_while_enforcement_is_paused() {
+    let (flow, known) = (key("10.0.0.1", "10.0.0.2"), value(flow_flag::OPENED));
+    let pod = |ifindex: u32, generation: u32| PauseKey { ifindex, generation };
+    for (paused, until, verdict) in [
+        (pod(4, 40), NOW + 1, "paused"),
+        (PauseKey::NODE, NOW + 1, "paused"),
+        (pod(3, 30), NOW + 1, "refused"),
+        (pod(4, 41), NOW + 1, "refused"),
+        (PauseKey::NODE, NOW, "refused"),
+    ] {
+        let rows = scene().rows(&flow, &known, &moment(&BTreeMap::new(), &[(paused, until)].into()));
+        assert_eq!(rows[0].1.verdict, verdict, "{paused:?}");
+    }
+}
+
 #[test]
 fn who_opened_it_and_what_became_of_it() {
-    let both = scene().rows(&key("10.0.0.1", "192.0.2.1"), &value(flow_flag::OPENED * 3), NOW, &BTreeMap::new());
+    let both = scene().rows(
+        &key("10.0.0.1", "192.0.2.1"),
+        &value(flow_flag::OPENED * 3),
+        &moment(&BTreeMap::new(), &BTreeMap::new()),
+    );
     let from: Vec<String> = both.iter().map(|(_, row)| row.source.to_string()).collect();
     assert_eq!(from, ["shop/web:40000", "192.0.2.1:80"]);
     let node = row(&key("10.0.0.1", "10.0.0.2"), &value(flow_flag::OPENED | flow_flag::NODE));
@@ -98,7 +124,7 @@ fn who_opened_it_and_what_became_of_it() {
         assert_eq!(row(&key("10.0.0.1", "192.0.2.1"), &value(flow_flag::OPENED | flags)).state, state);
     }
     let over = FlowValue { seen: 0, ..value(flow_flag::OPENED | flow_flag::RESET) };
-    assert!(scene().rows(&key("10.0.0.1", "10.0.0.2"), &over, NOW, &BTreeMap::new()).is_empty());
+    assert!(scene().rows(&key("10.0.0.1", "10.0.0.2"), &over, &moment(&BTreeMap::new(), &BTreeMap::new())).is_empty());
 }
 
 /// Behind the node's address its pod is known all the same.
@@ -109,7 +135,7 @@ fn a_masqueraded_pod_is_named() {
     assert_eq!(row.source.to_string(), "shop/web:40000");
     assert_eq!((row.verdict, row.by()), ("admitted", "shop/p egress rule 2".to_owned()));
     let another = FlowValue { client_generation: 31, ..flow };
-    let rows = scene().rows(&key("172.16.0.9", "192.0.2.1"), &another, NOW, &BTreeMap::new());
+    let rows = scene().rows(&key("172.16.0.9", "192.0.2.1"), &another, &moment(&BTreeMap::new(), &BTreeMap::new()));
     assert_eq!(rows[0].1.source.to_string(), "172.16.0.9:40000");
 }
 
