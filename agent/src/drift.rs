@@ -123,9 +123,11 @@ fn view(found: &Found, catalog: &Catalog) -> View {
     view
 }
 
-/// The port sets' ranges.
-fn sets(found: &Found) -> BTreeMap<u32, Vec<(&(PortKey, u32), &PortValue)>> {
-    let mut sets: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+/// Each port set's ranges: key with prefix length, and value.
+type Sets<'a> = BTreeMap<u32, Vec<(&'a (PortKey, u32), &'a PortValue)>>;
+
+fn sets(found: &Found) -> Sets<'_> {
+    let mut sets = Sets::new();
     for (key, value) in &found.tables.ports {
         sets.entry(u32::from_be(key.0.ports_be)).or_default().push((key, value));
     }
@@ -136,7 +138,7 @@ fn sets(found: &Found) -> BTreeMap<u32, Vec<(&(PortKey, u32), &PortValue)>> {
 struct Words<'a> {
     found: &'a Found,
     catalog: &'a Catalog,
-    sets: BTreeMap<u32, Vec<(&'a (PortKey, u32), &'a PortValue)>>,
+    sets: Sets<'a>,
 }
 
 impl Words<'_> {

@@ -15,7 +15,7 @@ use palisade_common::layout::{
 use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
 
 use crate::flow_pointer::FlowPointer;
-use crate::sockets::{NO_SOCKET, TCP, UDP, socket_state};
+use crate::sockets::NO_SOCKET;
 use crate::{maps, parts, report};
 
 /// The bytes of an skb.
@@ -361,7 +361,7 @@ impl Tables for Maps {
             return None;
         }
         let to_pod = matches!(hook, Hook::ToPod);
-        Some(socket_state::<TCP>(self.skb, packet, record.netns_id, to_pod) == LISTEN)
+        Some(parts::palisade_tcp_socket(self.skb, packet, record.netns_id, to_pod) == LISTEN)
     }
 
     #[inline(always)]
@@ -373,7 +373,7 @@ impl Tables for Maps {
         if record.netns_id < 0 {
             return None;
         }
-        match socket_state::<UDP>(self.skb, packet, record.netns_id, matches!(hook, Hook::ToPod)) {
+        match parts::palisade_udp_socket(self.skb, packet, record.netns_id, matches!(hook, Hook::ToPod)) {
             NO_SOCKET => None,
             state => Some(state == CONNECTED),
         }

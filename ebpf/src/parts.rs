@@ -14,6 +14,7 @@ use palisade_common::{Hook, Reason, pause};
 
 use crate::lookup::{Maps, Skb};
 use crate::maps;
+use crate::sockets::{NO_SOCKET, TCP, UDP, socket_state};
 
 /// What [`palisade_admission_from_pod`] and its like give where nothing is ruled yet.
 pub const GOES_ON: u64 = u64::MAX;
@@ -201,6 +202,24 @@ pub extern "C" fn palisade_answer(
         unsafe { *rule = answer.rule_number() };
     }
     answer.to_bits()
+}
+
+/// [`socket_state`] of TCP. The judgement of a flow asks from dozens of states, of which each would have it read again.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_tcp_socket(skb: *mut __sk_buff, packet: *const Packet, netns_id: i32, to_pod: bool) -> u32 {
+    // SAFETY: as above.
+    let Some(packet) = (unsafe { packet.as_ref() }) else { return NO_SOCKET };
+    socket_state::<TCP>(skb, packet, netns_id, to_pod)
+}
+
+/// [`socket_state`] of UDP.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_udp_socket(skb: *mut __sk_buff, packet: *const Packet, netns_id: i32, to_pod: bool) -> u32 {
+    // SAFETY: as above.
+    let Some(packet) = (unsafe { packet.as_ref() }) else { return NO_SOCKET };
+    socket_state::<UDP>(skb, packet, netns_id, to_pod)
 }
 
 /// The interface of the pod that marks its packets so; 0: nobody's.

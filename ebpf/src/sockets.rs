@@ -14,8 +14,8 @@ pub const UDP: u8 = protocol::UDP;
 pub const NO_SOCKET: u32 = 0;
 
 /// The state of the pod's socket for a packet, or [`NO_SOCKET`]. Of TCP, that of one that listens: an established one would be found
-/// first, so the other end is none. A function of its own for the stack's sake.
-#[inline(never)]
+/// first, so the other end is none.
+#[inline(always)]
 pub fn socket_state<const PROTOCOL: u8>(ctx: *mut __sk_buff, packet: &Packet, netns_id: i32, to_pod: bool) -> u32 {
     let (source, destination) = ((&packet.source, packet.source_port), (&packet.destination, packet.destination_port));
     let (local, mut remote) = if to_pod { (destination, source) } else { (source, destination) };

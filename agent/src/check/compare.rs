@@ -168,7 +168,7 @@ fn spans(worlds: [&World; 2]) -> Vec<Span> {
     };
     for world in worlds {
         let found = world.sim.found();
-        for ((key, length), _) in &found.tables.ports {
+        for (key, length) in found.tables.ports.keys() {
             let first = u16::from_be(key.port_be);
             let wild = u16::MAX.checked_shr(length.saturating_sub(48)).unwrap_or(0);
             cut(key.protocol, first, first | wild);

@@ -4,6 +4,8 @@
 //! nodes let through without asking (their own processes) is no part of it.
 
 pub mod compare;
+#[cfg(test)]
+mod examples;
 pub mod expect;
 pub mod manifests;
 pub mod peers;

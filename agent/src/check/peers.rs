@@ -34,7 +34,9 @@ pub enum Who {
 }
 
 /// All that a verdict about a pod depends on.
-type Likeness = [([Option<u32>; 2], u32, [TableKey; 2]); 2];
+/// In a world: classes of both families, flags that matter, tables of both directions.
+type InWorld = ([Option<u32>; 2], u32, [TableKey; 2]);
+type Likeness = [InWorld; 2];
 type TableKey = (u32, (u32, u32, u16, u16, u8));
 
 fn table_key(TableRef { table, default }: TableRef) -> TableKey {
@@ -86,7 +88,7 @@ fn addresses(world: &World, ifindex: u32) -> [Option<IpAddr>; 2] {
     [true, false].map(|v4| own.iter().copied().find(|address| address.is_ipv4() == v4))
 }
 
-fn likeness(worlds: [&World; 2], interfaces: [u32; 2]) -> [Option<([Option<u32>; 2], u32, [TableKey; 2])>; 2] {
+fn likeness(worlds: [&World; 2], interfaces: [u32; 2]) -> [Option<InWorld>; 2] {
     let of = |world: &World, ifindex: u32| {
         const MATTERS: u32 = endpoint_flag::ISOLATED_INGRESS | endpoint_flag::ISOLATED_EGRESS | endpoint_flag::CLOSED;
         let record: &EndpointRecord = world.record(ifindex)?;

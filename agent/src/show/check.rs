@@ -55,7 +55,7 @@ struct Row {
     ports: Vec<String>,
 }
 
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Serialize)]
 struct SeenFlow {
     from: String,
     to: String,
@@ -174,7 +174,7 @@ fn cut_flows(pin_dir: &Path, worlds: [&World; 2]) -> anyhow::Result<Vec<SeenFlow
             *counts.entry(flow).or_default() += 1;
         }
     }
-    let mut cut = Vec::new();
+    let mut cut: BTreeMap<_, u64> = BTreeMap::new();
     for ((source, destination, protocol, port), count) in counts {
         let allowed = worlds.map(|world| {
             let (from, to) = (world.seat(source), world.seat(destination));
@@ -188,11 +188,11 @@ fn cut_flows(pin_dir: &Path, worlds: [&World; 2]) -> anyhow::Result<Vec<SeenFlow
                 Seat::Node | Seat::Elsewhere => None,
             };
             let name = |address: IpAddr| name(address).unwrap_or_else(|| address.to_string());
-            cut.push(SeenFlow { from: name(source), to: name(destination), port: port_text(protocol, port), count });
+            // A pod's flows of both families are told together.
+            *cut.entry((name(source), name(destination), port_text(protocol, port))).or_default() += count;
         }
     }
-    cut.sort();
-    Ok(cut)
+    Ok(cut.into_iter().map(|((from, to, port), count)| SeenFlow { from, to, port, count }).collect())
 }
 
 /// By whom, to whom, protocol and port; `None`: opened by the node itself, or addressed to a Service, of which there is another entry.

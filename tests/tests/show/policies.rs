@@ -43,14 +43,13 @@ pub fn rules_are_told_as_they_are_enforced(world: &World) {
 /// The connection is open meanwhile.
 fn what_is_live_is_compared(world: &World) {
     let file = world.lab.folder.join("stricter.yaml");
-    let spec = "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: api}}}], ports: [{port: 8080}]}]}";
+    let spec = "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: api}}}], ports: [{port: 81}]}]}";
     let policy = format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: db-from-api, namespace: shop}}\nspec: {spec}\n"
     );
     std::fs::write(&file, policy).expect("the folder can be written to");
     let expect = world.lab.folder.join("expect");
-    std::fs::write(&expect, "must-work shop/api shop/db 8080\nmust-not-work shop/api shop/db http\n")
-        .expect("likewise");
+    std::fs::write(&expect, "must-work shop/api shop/db 81\nmust-not-work shop/api shop/db http\n").expect("likewise");
     let file = file.to_str().expect("text");
     let check = ["check", "-f", file, "--against", "live", "--expect", expect.to_str().expect("text")];
     let (code, text, error) = world.palisade(0, &check);

@@ -1,6 +1,7 @@
 //! Two nodes joined by VXLAN, pods on both, a machine outside, and an agent on each; policies of every kind of peer and port.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use palisade_tests::lab::agent::palisade_command;
 use palisade_tests::lab::server::Server;
@@ -103,11 +104,24 @@ impl World {
         for (name, spec) in POLICIES {
             put(&objects::policy("shop", name, spec).expect("YAML"));
         }
-        let ports = json!({"selector": {"app": "db"}, "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80, "targetPort": "http"}]});
+        let ports = json!({"selector": {"app": "db"}, "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": [{"port": 80, "targetPort": "http"}]});
         put(&objects::service("shop", "db", &ports));
         let options = AgentOptions::manifests(&manifests.folder).argument("--drift-every=1s");
         let agents = nodes.iter().map(|node| Agent::start(&lab, node, &options).expect("an agent")).collect();
-        Self { places, agents, _manifests: manifests, nodes, lab }
+        let world = Self { places, agents, _manifests: manifests, nodes, lab };
+        world.wait_for_names();
+        world
+    }
+
+    /// The catalog of names follows what is in force, a tenth of a second later.
+    fn wait_for_names(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        let known =
+            |place: &&Place| place.node.is_none_or(|node| self.palisade(node, &["endpoints"]).1.contains(&place.name));
+        while let Some(place) = self.places.iter().find(|place| !known(place)) {
+            assert!(Instant::now() < end, "{} has no name", place.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn place(&self, name: &str) -> &Place {
