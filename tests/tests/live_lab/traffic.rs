@@ -29,7 +29,7 @@ fn json(scene: &Scene, arguments: &str) -> Vec<Value> {
     }
 }
 
-/// What a command prints line by line, until it is dropped.
+/// What a command prints line by line, on either output, until it is dropped.
 struct Stream {
     child: Child,
     lines: Receiver<String>,
@@ -38,9 +38,12 @@ struct Stream {
 impl Stream {
     fn start(scene: &Scene, arguments: &[&str]) -> Self {
         let mut command = palisade_command(&scene.node, arguments).expect("palisade is built");
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("palisade runs");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("palisade runs");
         let out = BufReader::new(child.stdout.take().expect("it is piped"));
+        let error = BufReader::new(child.stderr.take().expect("it is piped"));
         let (sender, lines) = channel();
+        let errors = sender.clone();
+        std::thread::spawn(move || error.lines().map_while(Result::ok).try_for_each(|line| errors.send(line)));
         std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Self { child, lines }
     }
@@ -135,6 +138,8 @@ fn drops_are_told_by_name_recent_and_live_and_nobody_hides_another() {
     scene.policy_in_force(&agent, "p", ONLY_80);
     scene.policy_in_force(&agent, "q", "{podSelector: {matchLabels: {app: c}}}");
     let stream = Stream::start(&scene, &["drops", "--watch"]);
+    // What is told before is not told again for a while.
+    stream.expect(&["palisade: watching"], || {});
     for (to, port) in [(b.ipv4(), 81), (b.ipv6(), 81)] {
         let line = stream.expect(
             &["refused ingress tcp web/a", "> web/b", "no-rule isolated by web/p", &to.to_string()],
@@ -156,6 +161,7 @@ fn drops_are_told_by_name_recent_and_live_and_nobody_hides_another() {
     assert!(json(&scene, "drops --reason closed").is_empty() && json(&scene, "drops --admitted").is_empty());
 
     // One that is refused tens of thousands of times does not hide another's first packet.
+    (0..3).for_each(|_| refused(a, b.ipv4(), 81));
     flood(a, b, 40_000);
     refused(a, c.ipv4(), 80);
     let line = stream.expect(&["web/a", "> web/c", "tcp", "isolated by web/q"], || {});
@@ -319,7 +325,8 @@ fn counts_outlive_an_agent() {
     agent.kill().expect("it runs");
     refused(a, b.ipv4(), 81);
     let agent = scene.start();
-    assert!(count(&agent) > before, "{before} and {}", count(&agent));
+    // Names come with the catalog, a moment after the tables.
+    assert!(eventually(PATIENCE, || count(&agent) > before), "{before} and {}", count(&agent));
     let counts = &scene.endpoint(b)["counts"];
     assert!(counts["refused_ingress"].as_u64() >= Some(2) && counts["refused_egress"] == 0, "{counts}");
     let one = palisade(&scene.node, &["endpoints", "web/b", "-o", "json"]).expect("palisade runs").stdout;
