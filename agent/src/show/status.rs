@@ -124,7 +124,9 @@ impl Status {
             None if running => {
                 "are closed once they are noticed; this agent does not see to palisade-cni (--cni-conf-dir)".to_owned()
             }
-            None => "ARE NOT ENFORCED until an agent runs: nobody notices them, and palisade-cni is not seen to".to_owned(),
+            None => {
+                "ARE NOT ENFORCED until an agent runs: nobody notices them, and palisade-cni is not seen to".to_owned()
+            }
         };
         let rows =
             [("node", node.clone()), ("agent", agent), ("enforced", enforced), ("objects", view), ("pods", pods)];
