@@ -8,7 +8,6 @@ use anyhow::{Result, bail, ensure};
 
 use crate::build::Variant;
 use crate::command::{output, run, step};
-use crate::lab::build_helpers;
 use crate::machine::Machine;
 use crate::{build, fuzz, manifests, paths, setup};
 
@@ -93,9 +92,16 @@ fn clippy() -> Result<()> {
         .args(["--", "-D", "warnings"]))
 }
 
+/// What `tests/tests` has for neither root nor set-up is left to `live`, which runs it all; so nothing is built twice.
 fn unit() -> Result<()> {
-    run(cargo(&["test", "--quiet"]).env(OBJECT_VARIABLE, kernel_programs()?))
+    let object = kernel_programs()?;
+    run(&mut cargo(&["test", "--quiet", "--package", "palisade-common", "--package", "xtask"]))?;
+    run(cargo(&["test", "--quiet"]).args(TESTED).args(["--lib", "--bins"]).env(OBJECT_VARIABLE, object))
 }
+
+/// One set of packages and features for every stage, or cargo would build them anew for each.
+const TESTED: [&str; 6] =
+    ["--package", "palisade", "--package", "palisade-tests", "--features", "palisade/live,palisade-tests/live"];
 
 fn build() -> Result<()> {
     build::build(Variant::Palisade)?;
@@ -110,10 +116,10 @@ fn live() -> Result<()> {
     setup::control_plane()?;
     setup::services()?;
     setup::prometheus()?;
-    build_helpers()?;
-    // One at a time: labs can live side by side, but two cores cannot keep the deadlines of many.
-    run(cargo(&["test", "--no-fail-fast", "--package", "palisade", "--package", "palisade-tests", "--test", "*"])
-        .args(["--features", "palisade/live,palisade-tests/live", "--", "--test-threads=1"])
+    // Cargo builds the helpers with the tests. One at a time: labs can live side by side, but two cores cannot keep the deadlines of many.
+    run(cargo(&["test", "--no-fail-fast"])
+        .args(TESTED)
+        .args(["--test", "*", "--", "--test-threads=1"])
         .env(OBJECT_VARIABLE, object))
 }
 

@@ -121,8 +121,11 @@ impl Status {
                 "do not start until an agent runs, or `palisade cni uninstall` takes palisade-cni out of {}",
                 conf_dir.display()
             ),
-            None => {
+            None if running => {
                 "are closed once they are noticed; this agent does not see to palisade-cni (--cni-conf-dir)".to_owned()
+            }
+            None => {
+                "ARE NOT ENFORCED until an agent runs: nobody notices them, and palisade-cni is not seen to".to_owned()
             }
         };
         let rows =

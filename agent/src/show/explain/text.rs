@@ -42,7 +42,7 @@ fn tell_hook(page: &mut Page, number: usize, hook: &Hook) {
         _ => "reaches a process of the node".to_owned(),
     };
     let (shade, verdict) = if hook.verdict == "passes" { (style::GOOD, "passes") } else { (style::BAD, "refused") };
-    let unreached = if hook.reached { "" } else { " (it does not come that far, and would)" };
+    let unreached = if hook.reached { "" } else { "; it does not come that far, this is what it would be told" };
     page.line(format_args!(
         "  {number} {place}: {shade}{verdict}{shade:#}, {} ({}){unreached}",
         hook.meaning, hook.reason
