@@ -67,7 +67,7 @@ fn recent(mut conversation: Conversation, flags: &DropsFlags) -> anyhow::Result<
         }
     }
     if let Some(most) = flags.top {
-        records.sort_by(|a, b| b.packets.cmp(&a.packets));
+        records.sort_by_key(|record| std::cmp::Reverse(record.packets));
         records.truncate(most as usize);
     }
     show(flags.show.output, &records, |page| {
