@@ -1,21 +1,26 @@
 //! The command line, and what it becomes: flags as typed, then a [`AgentConfig`] that can be trusted everywhere.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use palisade_common::Reason;
 
+use crate::cni::BIN_DIR;
 use crate::cni::install::{Places, plugin_beside};
-use crate::cni::{BIN_DIR, CONF_DIR};
-use crate::explain::port::PortSpec;
 use crate::kernel::{AttachMode, Settings, Sizes, StampMask};
 use crate::observe::sinks::file::FileOptions;
 use crate::observe::sinks::otlp::OtlpEndpoint;
-use crate::show::filter::FilterFlags;
+
+mod change;
+mod show;
+
+pub use change::{CniCommand, CniFolders, CniInstallFlags, CniUninstallFlags, PauseFlags, UninstallFlags};
+pub use show::{
+    CheckFlags, DropsFlags, EndpointsFlags, ExplainFlags, FindFlags, FlowVerdict, FlowsFlags, MapsCommand, MapsFlags,
+    Output, PoliciesFlags, ShowFlags,
+};
 
 /// Where cgroup v2 is mounted unless told otherwise.
 pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
@@ -306,265 +311,6 @@ enum Attach {
 pub enum LogFormat {
     Text,
     Json,
-}
-
-#[derive(Debug, Args)]
-pub struct ShowFlags {
-    /// The agent's --pin-dir.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pub pin_dir: PathBuf,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub output: Output,
-}
-
-#[derive(Debug, Args)]
-pub struct EndpointsFlags {
-    /// Only this pod.
-    #[arg(value_name = "NAMESPACE/NAME")]
-    pub pod: Option<String>,
-    #[command(flatten)]
-    pub show: ShowFlags,
-}
-
-#[derive(Debug, Args)]
-pub struct MapsFlags {
-    /// Compare them with what a compilation from nothing would make.
-    #[arg(value_enum, value_name = "diff")]
-    pub what: Option<MapsCommand>,
-    #[command(flatten)]
-    pub show: ShowFlags,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MapsCommand {
-    /// What is not as it should be.
-    Diff,
-}
-
-#[derive(Debug, Args)]
-pub struct PoliciesFlags {
-    /// The policy: NAMESPACE/NAME, or NAME with -n.
-    #[arg(value_name = "NAME")]
-    pub name: Option<String>,
-    /// Namespace of a name that says none.
-    #[arg(short, long, value_name = "NAME", default_value = "default")]
-    pub namespace: String,
-    #[command(flatten)]
-    pub show: ShowFlags,
-}
-
-#[derive(Debug, Args)]
-pub struct FindFlags {
-    /// As for `palisade explain`.
-    pub who: String,
-    /// Namespace of a name that says none.
-    #[arg(short, long, value_name = "NAME", default_value = "default")]
-    pub namespace: String,
-    /// The agent's --pin-dir.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pub pin_dir: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct CheckFlags {
-    /// Manifests that would be applied: a file, a folder with all below it, or `-` for standard input. May be given several times.
-    #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
-    pub files: Vec<PathBuf>,
-    /// What is there: a folder of manifests, or `live` for what this node's agent knows. Unless given, what -f has besides policies.
-    #[arg(long, value_name = "live|DIR")]
-    pub against: Option<String>,
-    /// Table of what must work and what must not.
-    #[arg(long, value_name = "FILE")]
-    pub expect: Option<PathBuf>,
-    /// Fail if anything is newly refused.
-    #[arg(long)]
-    pub strict: bool,
-    /// Namespace of names in --expect that say none.
-    #[arg(short, long, value_name = "NAME", default_value = "default")]
-    pub namespace: String,
-    #[command(flatten)]
-    pub show: ShowFlags,
-}
-
-#[derive(Debug, Args)]
-pub struct ExplainFlags {
-    /// Who opens the flow.
-    pub source: String,
-    /// With whom.
-    pub destination: String,
-    /// tcp/80, udp/53, sctp/NAME, 80 (of TCP), NAME, icmp or ip-47; unless given, every port that the destination names.
-    #[arg(value_name = "PORT")]
-    pub port: Option<PortSpec>,
-    /// Namespace of names that say none.
-    #[arg(short, long, value_name = "NAME", default_value = "default")]
-    pub namespace: String,
-    #[command(flatten)]
-    pub show: ShowFlags,
-}
-
-#[derive(Debug, Args)]
-pub struct FlowsFlags {
-    #[command(flatten)]
-    pub show: ShowFlags,
-    #[command(flatten)]
-    pub filter: FilterFlags,
-    /// What the flow's next packet is to expect.
-    #[arg(long, value_enum)]
-    pub verdict: Option<FlowVerdict>,
-    /// Go on with what changes, until interrupted.
-    #[arg(short, long)]
-    pub watch: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FlowVerdict {
-    /// Policies admit it.
-    Admitted,
-    /// They do not any longer: it is cut.
-    Refused,
-    /// They do not any longer, and it goes on (--existing-flows keep).
-    Kept,
-    /// They do not any longer, and it goes on while enforcement is paused (palisade pause).
-    Paused,
-    /// To a Service: judged where it ends up.
-    Service,
-    /// Opened by the node itself.
-    Node,
-}
-
-impl FlowVerdict {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Admitted => "admitted",
-            Self::Refused => "refused",
-            Self::Kept => "kept",
-            Self::Paused => "paused",
-            Self::Service => "service",
-            Self::Node => "node",
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-pub struct DropsFlags {
-    #[command(flatten)]
-    pub show: ShowFlags,
-    #[command(flatten)]
-    pub filter: FilterFlags,
-    /// For this reason, such as no-rule.
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.name())), hide_possible_values = true)]
-    pub reason: Option<String>,
-    /// Those that were refused most often first, N of them (20 unless given).
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "20", conflicts_with = "watch")]
-    pub top: Option<u32>,
-    /// What was admitted instead; the agent tells of that with --admitted-events.
-    #[arg(long)]
-    pub admitted: bool,
-    /// What is refused from now on, until interrupted.
-    #[arg(short, long)]
-    pub watch: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people: columns, coloured on a terminal unless NO_COLOR is set.
-    Table,
-    /// The same with more columns.
-    Wide,
-    /// For programs. Names of fields stay.
-    Json,
-    /// The same as json.
-    Yaml,
-}
-
-#[derive(Debug, Args)]
-pub struct PauseFlags {
-    /// The pod, of this node.
-    #[arg(value_name = "NAMESPACE/NAME", required_unless_present = "all")]
-    pub pod: Option<String>,
-    /// Every pod of the node, those that are closed or not known included.
-    #[arg(long, conflicts_with = "pod")]
-    pub all: bool,
-    /// For how long, up to a day: 90s, 15m, 2h.
-    #[arg(long = "for", value_name = "TIME", value_parser = crate::pause::duration, required_unless_present = "end")]
-    pub duration: Option<Duration>,
-    /// End it now.
-    #[arg(long, conflicts_with = "duration")]
-    pub end: bool,
-    /// The agent's --pin-dir.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pub pin_dir: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct UninstallFlags {
-    /// The agent's --pin-dir.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pub pin_dir: PathBuf,
-    /// The agent's --state-dir; unless given, the last agent's.
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// Stay when all is done, until SIGTERM or SIGINT: the container of a DaemonSet that ends is started again.
-    #[arg(long)]
-    pub stay: bool,
-    #[command(flatten)]
-    pub folders: CniFolders,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum CniCommand {
-    /// Put palisade-cni last into the chain of the network's configuration
-    ///
-    /// The network plugin's own file stays as it is: a copy of it with palisade-cni at its end, 00-palisade.conflist, comes before it by
-    /// name, and container runtimes take the first. So it stays in the chain when the network plugin rewrites its file. An agent with
-    /// --cni-conf-dir does the same when it starts, and follows what the network plugin changes.
-    #[command(verbatim_doc_comment)]
-    Install(CniInstallFlags),
-    /// Take palisade-cni out again. Pods are then started without waiting for their enforcement.
-    Uninstall(CniUninstallFlags),
-}
-
-/// Where the container runtime looks.
-#[derive(Debug, Args)]
-pub struct CniFolders {
-    /// Folder of the container runtime's CNI configurations; unless given, the last agent's, and /etc/cni/net.d where that had none.
-    #[arg(long = "cni-conf-dir", visible_alias = "conf-dir", value_name = "DIR")]
-    conf_dir: Option<PathBuf>,
-    /// Folder of the container runtime's CNI plugins; unless given, the last agent's, and /opt/cni/bin where that had none.
-    #[arg(long = "cni-bin-dir", visible_alias = "bin-dir", value_name = "DIR")]
-    bin_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct CniInstallFlags {
-    #[command(flatten)]
-    pub folders: CniFolders,
-    /// The agent's --pin-dir, which tells where its socket is.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pub pin_dir: PathBuf,
-    /// The plugin's binary; unless given it is palisade-cni beside this program.
-    #[arg(long, value_name = "FILE")]
-    pub plugin: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct CniUninstallFlags {
-    #[command(flatten)]
-    pub folders: CniFolders,
-    /// The agent's --pin-dir, which tells where its socket is.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pub pin_dir: PathBuf,
-}
-
-impl CniFolders {
-    pub fn places(&self, pin_dir: &Path) -> Places {
-        // Without a catalog no agent has run here.
-        let told = crate::observe::read_catalog(pin_dir).ok().and_then(|catalog| catalog.agent.cni);
-        let [conf_dir, bin_dir] = told.unwrap_or_else(|| [CONF_DIR.into(), BIN_DIR.into()]);
-        let conf_dir = self.conf_dir.as_ref().unwrap_or(&conf_dir);
-        Places::new(conf_dir, self.bin_dir.as_ref().unwrap_or(&bin_dir), pin_dir)
-    }
 }
 
 /// Where objects come from.

@@ -52,6 +52,14 @@ impl Variant {
             Self::LayoutTest => &["--features", "layout-test"],
         }
     }
+
+    /// For the agent itself. What exists for tests alone need not be fast; the crates below it are those of the other.
+    const fn profile(self) -> &'static [&'static str] {
+        match self {
+            Self::Palisade => &[],
+            Self::LayoutTest => &["--config", "profile.release.package.palisade.opt-level=1"],
+        }
+    }
 }
 
 /// Builds an agent with its programs for this machine; returns its path.
@@ -133,6 +141,7 @@ fn agent(machine: &Machine, object: &Path, variant: Variant) -> Result<PathBuf> 
         .current_dir(paths::workspace())
         // With `--target`, the flags are not those of build scripts and macros.
         .args(["build", "--release", "--package", "palisade", "--bins", "--target", &machine.triple])
+        .args(variant.profile())
         .args(variant.features())
         .arg("--target-dir")
         .arg(paths::target())
