@@ -17,6 +17,7 @@ use crate::decide::{
 use crate::layout::{Address, EndpointRecord, FlowKey, FlowValue, Judgement, flow_flag};
 use crate::parse::{Packet, packet_trait, protocol};
 use crate::verdict::{Hook, Reason};
+pub use judge::{Opened, opened_by};
 use judge::{is_reply, judge_known, judge_unknown};
 pub(crate) use leave::leave;
 pub(crate) use node::{closed, remember_node};
@@ -43,6 +44,15 @@ const fn idle_ns(protocol: u8) -> u64 {
         protocol::ICMP | protocol::ICMPV6 => 30 * SECOND,
         _ => 600 * SECOND,
     }
+}
+
+/// Flows may go on whose opening is not remembered, of protocols that have no other sign of it: the pod was isolated a moment ago, or
+/// something is paused, or was. `now`: nanoseconds, CLOCK_MONOTONIC.
+#[inline(always)]
+fn is_newly_isolated<T: Tables>(tables: &T, record: &EndpointRecord, now: u64) -> bool {
+    let second = (now / SECOND) as u32;
+    let lately = |since: u32| since != 0 && second <= since.saturating_add(NEWLY_ISOLATED_SECONDS);
+    lately(record.isolated_at) || lately(tables.paused_until())
 }
 
 /// One packet at one endpoint: what every question about its flow needs.
@@ -107,12 +117,9 @@ impl<'a, T: Tables> At<'a, T> {
         (self.now / SECOND) as u32
     }
 
-    /// Flows may go on whose opening is not remembered, of protocols that have no other sign of it: the pod was isolated a moment ago, or
-    /// something is paused, or was. A function of its own, for the stack's sake.
-    #[inline(never)]
-    fn is_newly_isolated(&self) -> bool {
-        let lately = |since: u32| since != 0 && self.second() <= since.saturating_add(NEWLY_ISOLATED_SECONDS);
-        lately(self.record.isolated_at) || lately(self.tables.paused_until())
+    #[inline(always)]
+    fn opened_by(&self) -> Opened {
+        self.tables.opened_by(self.packet, self.record, self.hook, self.now)
     }
 
     #[inline(always)]

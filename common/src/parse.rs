@@ -8,8 +8,10 @@ mod ip;
 mod upper;
 
 use crate::layout::{Address, Family};
+pub use ip::extensions;
 use ip::{ipv4, ipv6};
-use upper::{icmp, icmp_of, ports, transport};
+pub use upper::transport;
+use upper::{icmp, icmp_of, ports};
 
 /// A frame, from its Ethernet header on.
 #[allow(clippy::len_without_is_empty, reason = "no frame is empty")]
@@ -34,6 +36,24 @@ pub trait Bytes {
     #[inline(always)]
     fn zero(&self) -> u32 {
         0
+    }
+
+    // Parts of the parser, which the kernel's programs call as functions that its verifier reads by themselves.
+
+    #[inline(always)]
+    fn transport(&self, packet: &mut Packet)
+    where
+        Self: Sized,
+    {
+        transport(self, packet);
+    }
+
+    #[inline(always)]
+    fn extensions(&self, packet: &mut Packet)
+    where
+        Self: Sized,
+    {
+        extensions(self, packet);
     }
 }
 
@@ -221,7 +241,7 @@ pub fn frame<B: Bytes>(bytes: &B, packet: &mut Packet) {
         _ => {}
     }
     if packet.has(packet_trait::IP) && packet.traits & (packet_trait::MALFORMED | packet_trait::FRAGMENT_LATER) == 0 {
-        transport(bytes, packet);
+        bytes.transport(packet);
     }
 }
 
@@ -239,7 +259,7 @@ pub fn network<B: Bytes>(bytes: &B, packet: &mut Packet) {
         _ => packet.traits = packet_trait::MALFORMED,
     }
     if packet.has(packet_trait::IP) && packet.traits & (packet_trait::MALFORMED | packet_trait::FRAGMENT_LATER) == 0 {
-        transport(bytes, packet);
+        bytes.transport(packet);
     }
 }
 

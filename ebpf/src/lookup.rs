@@ -8,6 +8,7 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use palisade_common::Hook;
 use palisade_common::decide::{Answer, Meeting, Place, Question, Ruling, ServiceCount, Tables, take_midstream};
+use palisade_common::flow::Opened;
 use palisade_common::layout::{
     Address, Backends, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, PORT_PREFIX_MAX, PortKey,
     RECORD_NONE, RuleKey, RuleValue, ServiceKey, Versioned, service_port_bit,
@@ -15,7 +16,7 @@ use palisade_common::layout::{
 use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
 
 use crate::flow_pointer::FlowPointer;
-use crate::sockets::NO_SOCKET;
+use crate::sockets::{NO_SOCKET, TCP, UDP, socket_state};
 use crate::{maps, parts, report};
 
 /// The bytes of an skb.
@@ -76,6 +77,16 @@ impl Bytes for Skb<'_> {
     #[inline(always)]
     fn zero(&self) -> u32 {
         opaque_zero()
+    }
+
+    #[inline(always)]
+    fn transport(&self, packet: &mut Packet) {
+        parts::palisade_parse_transport(self.ctx.skb.skb, packet);
+    }
+
+    #[inline(always)]
+    fn extensions(&self, packet: &mut Packet) {
+        parts::palisade_parse_extensions(self.ctx.skb.skb, packet);
     }
 }
 
@@ -224,6 +235,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn opened_by(&self, packet: &Packet, record: &EndpointRecord, hook: Hook, now: u64) -> Opened {
+        let hook = u32::from(matches!(hook, Hook::ToPod));
+        Opened::from_number(parts::palisade_opened_by(self.skb, packet, record, hook, now))
+    }
+
+    #[inline(always)]
     fn record_index(&self, ifindex: u32, epoch: u32) -> Option<u32> {
         let index = parts::palisade_record_index(ifindex, epoch);
         if index == RECORD_NONE { None } else { Some(index) }
@@ -361,7 +378,7 @@ impl Tables for Maps {
             return None;
         }
         let to_pod = matches!(hook, Hook::ToPod);
-        Some(parts::palisade_tcp_socket(self.skb, packet, record.netns_id, to_pod) == LISTEN)
+        Some(socket_state::<TCP>(self.skb, packet, record.netns_id, to_pod) == LISTEN)
     }
 
     #[inline(always)]
@@ -373,7 +390,7 @@ impl Tables for Maps {
         if record.netns_id < 0 {
             return None;
         }
-        match parts::palisade_udp_socket(self.skb, packet, record.netns_id, matches!(hook, Hook::ToPod)) {
+        match socket_state::<UDP>(self.skb, packet, record.netns_id, matches!(hook, Hook::ToPod)) {
             NO_SOCKET => None,
             state => Some(state == CONNECTED),
         }

@@ -8,13 +8,13 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use palisade_common::decide::{self, Answer, Meeting, Place, Question, Ruling};
+use palisade_common::flow::{self, Opened};
 use palisade_common::layout::{Address, EndpointRecord, PauseKey, RECORD_NONE};
 use palisade_common::parse::{self, Packet};
 use palisade_common::{Hook, Reason, pause};
 
 use crate::lookup::{Maps, Skb};
 use crate::maps;
-use crate::sockets::{NO_SOCKET, TCP, UDP, socket_state};
 
 /// What [`palisade_admission_from_pod`] and its like give where nothing is ruled yet.
 pub const GOES_ON: u64 = u64::MAX;
@@ -175,6 +175,44 @@ pub extern "C" fn palisade_icmp_error(
         .to_bits()
 }
 
+/// [`flow::opened_by`], as [`Opened`]'s number; `hook`: as in a meeting's. The judgement of a flow asks from dozens of states, of which each
+/// would have it read again.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_opened_by(
+    skb: *mut __sk_buff,
+    packet: *const Packet,
+    record: *const EndpointRecord,
+    hook: u32,
+    now: u64,
+) -> u32 {
+    // SAFETY: as above.
+    let (Some(packet), Some(record)) = (unsafe { packet.as_ref() }, unsafe { record.as_ref() }) else {
+        return Opened::Forward as u32;
+    };
+    flow::opened_by(&Maps::new(skb), packet, record, hook_of(hook), now) as u32
+}
+
+/// [`parse::transport`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_parse_transport(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: as above.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return 0 };
+    parse::transport(&Skb::new(&TcContext::new(skb)), packet);
+    0
+}
+
+/// [`parse::extensions`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_parse_extensions(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    // SAFETY: as above.
+    let Some(packet) = (unsafe { packet.as_mut() }) else { return 0 };
+    parse::extensions(&Skb::new(&TcContext::new(skb)), packet);
+    0
+}
+
 /// The index of an interface's record, or [`RECORD_NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -202,24 +240,6 @@ pub extern "C" fn palisade_answer(
         unsafe { *rule = answer.rule_number() };
     }
     answer.to_bits()
-}
-
-/// [`socket_state`] of TCP. The judgement of a flow asks from dozens of states, of which each would have it read again.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn palisade_tcp_socket(skb: *mut __sk_buff, packet: *const Packet, netns_id: i32, to_pod: bool) -> u32 {
-    // SAFETY: as above.
-    let Some(packet) = (unsafe { packet.as_ref() }) else { return NO_SOCKET };
-    socket_state::<TCP>(skb, packet, netns_id, to_pod)
-}
-
-/// [`socket_state`] of UDP.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn palisade_udp_socket(skb: *mut __sk_buff, packet: *const Packet, netns_id: i32, to_pod: bool) -> u32 {
-    // SAFETY: as above.
-    let Some(packet) = (unsafe { packet.as_ref() }) else { return NO_SOCKET };
-    socket_state::<UDP>(skb, packet, netns_id, to_pod)
 }
 
 /// The interface of the pod that marks its packets so; 0: nobody's.

@@ -3,7 +3,7 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
@@ -55,8 +55,23 @@ pub fn is_new_flow(ruling: Ruling) -> bool {
 }
 
 /// Counts a refused packet, or the first of a new flow, on its pod's account, and tells of it, within this CPU's budget of the second.
-#[inline(never)]
+#[inline(always)]
 pub fn tell(ctx: &TcContext, packet: &Packet, ruling: Ruling, place: Place) {
+    palisade_tell(ctx.skb.skb, packet, ruling.to_bits(), place);
+}
+
+/// [`tell`], of [`Ruling::to_bits`]; read by itself (see `parts`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn palisade_tell(skb: *mut __sk_buff, packet: *const Packet, ruling: u64, place: Place) -> u32 {
+    // SAFETY: the verifier makes sure that it is a packet, or null.
+    let Some(packet) = (unsafe { packet.as_ref() }) else { return 0 };
+    told(&TcContext::new(skb), packet, Ruling::from_bits(ruling), place);
+    0
+}
+
+#[inline(always)]
+fn told(ctx: &TcContext, packet: &Packet, ruling: Ruling, place: Place) {
     let (mut ifindex, mut hook, mut met) = (place as u32, (place >> HOOK_SHIFT) as u8 & 1, 0);
     let passes = ruling.passes();
     // What is judged for its mark is the sender's, wherever it is met.

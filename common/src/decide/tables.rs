@@ -2,6 +2,7 @@
 
 use super::policy::{Answer, Question};
 use super::{Meeting, Place, Ruling, guard};
+use crate::flow::{self, Opened};
 use crate::layout::{
     Address, Backends, EndpointRecord, EndpointStats, FlowKey, FlowValue, FragmentKey, FragmentValue, Judgement,
     RuleKey, RuleValue, ServiceKey, Versioned,
@@ -111,6 +112,14 @@ pub trait Tables {
         Self: Sized,
     {
         Ruling::of(super::icmp_error(self, bytes, packet, &mut Packet::default(), (record, epoch, hook)))
+    }
+
+    #[inline(always)]
+    fn opened_by(&self, packet: &Packet, record: &EndpointRecord, hook: Hook, now: u64) -> Opened
+    where
+        Self: Sized,
+    {
+        flow::opened_by(self, packet, record, hook, now)
     }
 
     #[inline(always)]

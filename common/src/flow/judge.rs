@@ -1,9 +1,9 @@
 //! Verdicts on flows that no remembered judgement settles.
 
-use super::{At, answers, is_closed};
+use super::{At, answers, is_closed, is_newly_isolated};
 use crate::decide::{Answer, EGRESS, FlowEntry, INGRESS, Ruling, Tables};
-use crate::layout::{Judgement, endpoint_flag, flow_flag, revoked};
-use crate::parse::{packet_trait, protocol};
+use crate::layout::{EndpointRecord, Judgement, endpoint_flag, flow_flag, revoked};
+use crate::parse::{Packet, packet_trait, protocol};
 use crate::verdict::{Hook, Reason};
 
 /// How long the answers to a flow that is not allowed any longer open none of their own, in seconds: what conntrack gives a flow of
@@ -82,7 +82,7 @@ pub(super) fn is_reply<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F) -> boo
 #[inline(never)]
 fn opens<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, refused: Ruling) -> bool {
     if refused.reason_number() != Reason::Revoked as u8 {
-        return !(at.is_from_service() || at.is_newly_isolated() && matches!(opened_by(at), Opened::Reverse));
+        return !(at.is_from_service() || matches!(at.opened_by(), Opened::Reverse));
     }
     let (opener, role) = (1 - at.sender, at.reverse_role());
     let (then, now) = (flow.revoked(), revoked(at.second(), opener, role));
@@ -98,10 +98,9 @@ fn opens<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, refused: Ruling) -> 
 pub(super) fn judge_unknown<T: Tables>(at: &At<'_, T>) -> Ruling {
     let mut direction = Opened::Forward;
     if !at.packet.has(packet_trait::OPENING) {
-        if at.packet.is_connected() || at.is_newly_isolated() {
-            direction = opened_by(at);
-        } else if at.tables.pressure(at.now) && at.is_from_service() {
-            // What it answers may have been evicted.
+        direction = at.opened_by();
+        // What it answers may have been evicted.
+        if matches!(direction, Opened::Unasked) && at.tables.pressure(at.now) && at.is_from_service() {
             direction = Opened::Reverse;
         }
     }
@@ -110,7 +109,7 @@ pub(super) fn judge_unknown<T: Tables>(at: &At<'_, T>) -> Ruling {
         if answer.is_allowed() {
             return answer.ruling().remembering(true);
         }
-        if matches!(direction, Opened::Forward) {
+        if matches!(direction, Opened::Forward | Opened::Unasked) {
             return answer.ruling();
         }
     }
@@ -125,24 +124,45 @@ pub(super) fn judge_unknown<T: Tables>(at: &At<'_, T>) -> Ruling {
 }
 
 /// Which end is held to have opened a connection that is met mid-stream.
-#[derive(Clone, Copy)]
-enum Opened {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Opened {
     Forward,
     Reverse,
     Either,
+    /// No sign tells answers of this protocol from openings, and the opening would be remembered.
+    Unasked,
+}
+
+impl Opened {
+    /// The number as which the kernel's programs hand it on; unknown ones are [`Opened::Forward`].
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Reverse,
+            2 => Self::Either,
+            3 => Self::Unasked,
+            _ => Self::Forward,
+        }
+    }
 }
 
 /// Only endpoints that had connections nobody saw being opened, or whose flows may have been evicted or have passed by a pause, are given
 /// the benefit of the reverse question; which question it is, the pod's own listening sockets tell.
-#[inline(never)]
-fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
-    let packet = at.packet;
-    if packet.is_connected() && remembers_openings(at) {
+#[inline(always)]
+pub fn opened_by<T: Tables>(tables: &T, packet: &Packet, record: &EndpointRecord, hook: Hook, now: u64) -> Opened {
+    if packet.is_connected() && remembers_openings(tables, record, now) {
         return Opened::Forward;
     }
-    let serves =
-        if packet.is_connected() { at.tables.listens(at.record, packet, at.hook) } else { serves_datagrams(at) };
-    match (serves, at.hook) {
+    if !packet.is_connected() && !is_newly_isolated(tables, record, now) {
+        return Opened::Unasked;
+    }
+    let serves = if packet.is_connected() {
+        tables.listens(record, packet, hook)
+    } else {
+        serves_datagrams(tables, packet, record, hook)
+    };
+    match (serves, hook) {
         (None, _) if !packet.is_connected() => Opened::Forward,
         (None, _) => Opened::Either,
         // A pod that listens was connected to: packets to it go the way of the opening.
@@ -151,24 +171,23 @@ fn opened_by<T: Tables>(at: &At<'_, T>) -> Opened {
     }
 }
 
-/// Every opening of the pod's connections was seen, and is remembered if it was admitted. A function of its own, for the stack's sake.
-#[inline(never)]
-fn remembers_openings<T: Tables>(at: &At<'_, T>) -> bool {
-    at.record.flags & endpoint_flag::MIDSTREAM == 0 && at.tables.paused_until() == 0 && !at.tables.pressure(at.now)
+/// Every opening of the pod's connections was seen, and is remembered if it was admitted.
+#[inline(always)]
+fn remembers_openings<T: Tables>(tables: &T, record: &EndpointRecord, now: u64) -> bool {
+    record.flags & endpoint_flag::MIDSTREAM == 0 && tables.paused_until() == 0 && !tables.pressure(now)
 }
 
 /// Whether the pod's end of a flow of UDP was there first; `None`: nobody can say. Servers seldom connect their sockets, and seldom
 /// bind them to ports that clients are given.
 #[inline(always)]
-fn serves_datagrams<T: Tables>(at: &At<'_, T>) -> Option<bool> {
-    let packet = at.packet;
+fn serves_datagrams<T: Tables>(tables: &T, packet: &Packet, record: &EndpointRecord, hook: Hook) -> Option<bool> {
     if packet.protocol != protocol::UDP {
         return None;
     }
-    if at.tables.is_connected(at.record, packet, at.hook)? {
+    if tables.is_connected(record, packet, hook)? {
         return Some(false);
     }
-    let (local, remote) = match at.hook {
+    let (local, remote) = match hook {
         Hook::FromPod => (packet.source_port, packet.destination_port),
         Hook::ToPod => (packet.destination_port, packet.source_port),
     };

@@ -75,7 +75,7 @@ pub(super) fn ipv6<B: Bytes>(bytes: &B, offset: u32, quoted: bool, packet: &mut 
         packet.end = bytes.len();
     }
     if is_extension(packet.protocol) {
-        extensions(bytes, packet);
+        bytes.extensions(packet);
     }
 }
 
@@ -96,7 +96,7 @@ const fn is_extension(next: u8) -> bool {
 
 /// Follows the chain of extension headers to the upper layer, or to the fragment header of a later fragment.
 #[inline(always)]
-fn extensions<B: Bytes>(bytes: &B, packet: &mut Packet) {
+pub fn extensions<B: Bytes>(bytes: &B, packet: &mut Packet) {
     let mut offset = packet.transport;
     let mut next = packet.protocol;
     let mut fragmented = false;

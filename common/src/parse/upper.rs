@@ -15,7 +15,7 @@ pub(super) fn ports(packet: &mut Packet, word: u32) {
 
 /// The upper-layer header, whole (a first fragment must hold it).
 #[inline(always)]
-pub(super) fn transport<B: Bytes>(bytes: &B, packet: &mut Packet) {
+pub fn transport<B: Bytes>(bytes: &B, packet: &mut Packet) {
     let room = packet.end - packet.transport;
     let whole = match packet.protocol {
         protocol::TCP => tcp(bytes, packet, room),
