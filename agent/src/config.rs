@@ -16,7 +16,7 @@ use crate::observe::sinks::otlp::OtlpEndpoint;
 mod change;
 mod show;
 
-pub use change::{CniCommand, CniFolders, CniInstallFlags, CniUninstallFlags, PauseFlags, UninstallFlags};
+pub use change::{AwaitFlags, CniCommand, CniFolders, CniInstallFlags, CniUninstallFlags, PauseFlags, UninstallFlags};
 pub use show::{
     CheckFlags, DropsFlags, EndpointsFlags, ExplainFlags, FindFlags, FlowVerdict, FlowsFlags, MapsCommand, MapsFlags,
     Output, PoliciesFlags, ShowFlags,
@@ -140,6 +140,11 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+    /// Wait until a DaemonSet that runs `palisade uninstall --stay` has cleaned every node: what the Helm chart's removal waits for
+    ///
+    /// For a pod whose account may get, list and watch that DaemonSet. Exit codes: 0 every node is clean, 1 not in time.
+    #[command(verbatim_doc_comment)]
+    AwaitUninstall(AwaitFlags),
 }
 
 /// See [`Command::Agent`].

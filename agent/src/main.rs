@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Uninstall(flags) => uninstall::uninstall(&flags),
         Command::Completion { shell } => show::completion(shell),
         Command::Man { folder } => show::man(&folder),
+        Command::AwaitUninstall(flags) => uninstall::await_everywhere(&flags),
     };
     end(result.map(|()| Exit::Done))
 }

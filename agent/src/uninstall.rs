@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::api::contact::{Contact, Requests};
+use crate::api::{cluster, removal};
 use crate::cni::conflist::FILE;
 use crate::cni::install::{Installed, Places, install, plugin_beside, uninstall as take_out};
-use crate::config::{CniInstallFlags, UninstallFlags};
+use crate::config::{AwaitFlags, CniInstallFlags, UninstallFlags};
 use crate::{kernel, last_known, observe};
 
 /// # Errors
@@ -19,6 +22,9 @@ pub fn uninstall(flags: &UninstallFlags) -> anyhow::Result<()> {
     let places = flags.folders.places(pin_dir);
     let catalog = observe::read_catalog(pin_dir).ok();
     let state_dir = flags.state_dir.clone().or(catalog.and_then(|catalog| catalog.agent.state_dir));
+    if let Some(patience) = flags.wait {
+        wait_for_end(pin_dir, patience)?;
+    }
     let pins = kernel::abandoned(pin_dir)?;
     // First, as it starts no pod without an agent.
     if take_out(&places)? {
@@ -52,6 +58,27 @@ pub fn uninstall(flags: &UninstallFlags) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(stay())?;
     }
     Ok(())
+}
+
+/// Returns when no agent runs, or when it has taken too long.
+fn wait_for_end(pin_dir: &Path, patience: Duration) -> anyhow::Result<()> {
+    let end = Instant::now() + patience;
+    // An agent that is killed tells nobody.
+    while pin_dir.exists() && kernel::is_in_use(pin_dir)? && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// # Errors
+///
+/// See [`removal::wait`].
+pub fn await_everywhere(flags: &AwaitFlags) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let client =
+            cluster::client(None, &Contact::new(Requests::default())).await.context("finding the API server")?;
+        removal::wait(client, &flags.namespace, &flags.daemon_set, flags.timeout).await
+    })
 }
 
 /// Until it is asked to end.

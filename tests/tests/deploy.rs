@@ -1,7 +1,19 @@
-//! The manifests of deploy/ before a real API server: it takes them, and the agent's account may what the agent does, and no more.
+//! The manifests of deploy/ before a real API server: it takes them, the agent's account may what the agent does, and no more; and an agent
+//! with that account enforces, and says what it lacks.
 #![cfg(feature = "live")]
 
-use palisade_tests::lab::{ControlPlane, Lab};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
+use palisade_tests::lab::probe::Probe;
+use palisade_tests::lab::server::Server;
+use palisade_tests::lab::{Agent, AgentOptions, ControlPlane, Lab, Node, Pod, PodSpec, Source, Transport, objects};
 use serde::Deserialize as _;
 use serde_json::Value;
 
@@ -34,4 +46,133 @@ fn the_api_server_takes_the_manifests_and_the_account_may_read_alone() {
     assert!(may(&plane, "create", "events.k8s.io", "events") && may(&plane, "patch", "events.k8s.io", "events"));
     assert!(!may(&plane, "get", "", "secrets") && !may(&plane, "list", "", "secrets"));
     plane.put_all(&objects(UNINSTALL)).expect("the removal replaces the agents");
+}
+
+/// As the kubelet gives it to the agent's pod: a token of its account, and the authority that signed the API server's certificate.
+fn account(plane: &ControlPlane) -> PathBuf {
+    let asked =
+        TokenRequest { spec: TokenRequestSpec { audiences: Vec::new(), ..Default::default() }, ..Default::default() };
+    let given = plane.with_client(async |client| {
+        let api: Api<ServiceAccount> = Api::namespaced(client, "palisade");
+        Ok(api.create_token_request("palisade", &PostParams::default(), &asked).await?)
+    });
+    let token = given.expect("a token is given").status.expect("with what was asked for").token;
+    let (file, kubeconfig) = (plane.folder().join("token"), plane.folder().join("palisade.kubeconfig"));
+    fs::write(&file, token).expect("the folder can be written to");
+    let admin = fs::read_to_string(&plane.kubeconfig).expect("it is there");
+    let mut contents: Value = serde_norway::from_str(&admin).expect("YAML");
+    contents["users"][0]["user"] = json!({"tokenFile": file});
+    fs::write(&kubeconfig, contents.to_string()).expect("the folder can be written to");
+    kubeconfig
+}
+
+struct Scene {
+    lab: Lab,
+    node: Node,
+    plane: ControlPlane,
+    a: Pod,
+    b: Pod,
+    options: AgentOptions,
+    _server: Server,
+}
+
+impl Scene {
+    /// The manifest is applied, and port 80 alone of b is admitted.
+    fn new(name: &str) -> Self {
+        let lab = Lab::new(name).expect("a lab");
+        let node = lab.node("one", 1).expect("a node");
+        let plane = ControlPlane::start(&lab).expect("a control plane");
+        plane.put_all(&objects(MANIFEST)).expect("the manifest is taken");
+        plane.put_all(&[objects::node(&node), objects::namespace("web", &[])]).expect("objects are taken");
+        let a = plane.start_pod(&lab, &node, PodSpec::new("web", "a", &[("app", "a")])).expect("a pod");
+        let b = plane.start_pod(&lab, &node, PodSpec::new("web", "b", &[("app", "b")])).expect("a pod");
+        let spec = "{podSelector: {matchLabels: {app: b}}, ingress: [{ports: [{port: 80}]}]}";
+        plane.put(&objects::policy("web", "one-port", spec).expect("a policy")).expect("it is taken");
+        let server = Server::start(lab.guard(), &b.netns, "b", &[80, 81], &[]).expect("a server");
+        let options = AgentOptions::new(Source::Kubeconfig(account(&plane)));
+        Self { lab, node, plane, a, b, options, _server: server }
+    }
+
+    fn reached(&self, port: u16) -> bool {
+        let address = self.b.addresses[0];
+        Probe::new(&self.a.netns, Transport::Tcp, address, port).ask_within(Duration::from_millis(600)).reached()
+    }
+
+    /// The account's role without one verb of one resource.
+    fn forbid(&self, verb: &str, resource: &str) {
+        let mut role = role();
+        let mut rules = Vec::new();
+        for rule in role["rules"].as_array().expect("rules") {
+            for one in rule["resources"].as_array().expect("resources") {
+                let mut rule = rule.clone();
+                rule["resources"] = json!([one]);
+                if one == resource {
+                    rule["verbs"].as_array_mut().expect("verbs").retain(|other| other != verb);
+                }
+                rules.push(rule);
+            }
+        }
+        role["rules"] = rules.into();
+        self.plane.put(&role).expect("it is taken");
+    }
+}
+
+fn role() -> Value {
+    objects(MANIFEST).into_iter().find(|object| object["kind"] == "ClusterRole").expect("the manifest has one")
+}
+
+fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn an_agent_with_the_account_enforces_and_says_which_right_it_lacks() {
+    let scene = Scene::new("account");
+    let agent = Agent::start(&scene.lab, &scene.node, &scene.options).expect("an agent with the account");
+    assert_eq!((scene.reached(80), scene.reached(81)), (true, false));
+    let complaints = |agent: &Agent| agent.log_text().lines().filter(|line| line.contains(" WARN ")).count();
+    assert_eq!(complaints(&agent), 0, "{}", agent.log_text());
+    drop(agent);
+    let needed =
+        [("pods", "Pod"), ("namespaces", "Namespace"), ("nodes", "Node"), ("networkpolicies", "NetworkPolicy")];
+    for (resource, kind) in needed.into_iter().chain([("services", "Service")]) {
+        for verb in ["list", "watch"] {
+            scene.forbid(verb, resource);
+            // The authorizer learns of it a moment later.
+            let group = if resource == "networkpolicies" { "networking.k8s.io" } else { "" };
+            wait("the verb is taken away", || !may(&scene.plane, verb, group, resource));
+            let _ = fs::remove_file(scene.node.folder.join("agent.log"));
+            let agent = Agent::spawn(&scene.lab, &scene.node, &scene.options).expect("an agent");
+            let said = format!("cannot {verb} resource \\\"{resource}\\\" in API group \\\"{group}\\\"");
+            wait(&format!("nothing is said of {verb} {resource}"), || agent.log_text().contains(&said));
+            let log = agent.log_text();
+            let line = log.lines().find(|line| line.contains(&said)).expect("it was found");
+            let (follows, ready) = match (verb, kind) {
+                ("watch", _) => ("what is known stays in force; changes are not seen until it answers", true),
+                (_, "Service") => {
+                    ("pods with an egress policy reach Services only if it admits their addresses as they are", true)
+                }
+                _ => ("there is no complete list yet, so pods stay closed until it answers", false),
+            };
+            assert!(line.contains(&format!("kind=\"{kind}\"")) && line.contains(follows), "{line}");
+            let page = || agent.http("/readyz").unwrap_or_default();
+            wait(&format!("readiness without {verb} {resource}: {:?}", page()), || (page().0 == 200) == ready);
+            wait(&format!("{kind} is told to be stale: {:?}", page()), || {
+                page().1.contains(&format!("{kind} since 20"))
+            });
+            // What an earlier agent wrote, or this one of a complete list, is in force either way.
+            assert_eq!((scene.reached(80), scene.reached(81)), (true, false), "without {verb} {resource}:\n{log}");
+            scene.plane.put(&role()).expect("it is taken");
+            wait("the right is seen to be back", || page() == (200, "ok\n".to_owned()));
+        }
+        // The agent asks for no single object: `get` is for people who look with its account.
+        scene.forbid("get", resource);
+        let _ = fs::remove_file(scene.node.folder.join("agent.log"));
+        let agent = Agent::start(&scene.lab, &scene.node, &scene.options).expect("an agent");
+        assert_eq!(complaints(&agent), 0, "{}", agent.log_text());
+    }
 }

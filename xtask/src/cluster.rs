@@ -43,6 +43,9 @@ pub fn cluster(arguments: &[String]) -> Result<()> {
         if arguments.iter().any(|argument| argument == "chart" || argument == "--install=chart") {
             setup::chart()?;
         }
+        if asked("--move-from") {
+            setup::kube_router()?;
+        }
         fs::create_dir_all(&images).with_context(|| format!("cannot make {}", images.display()))?;
         for (name, reference, entrypoint, arguments) in IMAGES {
             let archive = images.join(format!("{name}.tar"));

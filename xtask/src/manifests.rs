@@ -49,7 +49,11 @@ fn rendered() -> Result<Vec<(&'static str, String)>> {
         .iter()
         .map(|&(name, values)| {
             let mut command = Command::new(&helm);
-            command.args(["template", "palisade"]).arg(chart()).args(["--namespace", "palisade"]).args(values);
+            command
+                .args(["template", "palisade"])
+                .arg(chart())
+                .args(["--namespace", "palisade", "--no-hooks"])
+                .args(values);
             // The oldest release that the chart admits; without a cluster helm takes an older one for given.
             command.args(["--kube-version", "1.29.0"]);
             Ok((name, format!("{NAMESPACE}{}", output(&mut command)?)))

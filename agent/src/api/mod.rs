@@ -10,6 +10,7 @@ pub mod events;
 pub mod folder;
 mod kinds;
 pub mod reduce;
+pub mod removal;
 mod watch;
 mod wire;
 

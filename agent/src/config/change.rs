@@ -39,8 +39,24 @@ pub struct UninstallFlags {
     /// Stay when all is done, until SIGTERM or SIGINT: the container of a DaemonSet that ends is started again.
     #[arg(long)]
     pub stay: bool,
+    /// Wait so long for an agent that runs to end, instead of refusing at once: 90s, 15m, 2h. It has to be asked to end by somebody else.
+    #[arg(long, value_name = "TIME", value_parser = crate::pause::duration)]
+    pub wait: Option<Duration>,
     #[command(flatten)]
     pub folders: CniFolders,
+}
+
+#[derive(Debug, Args)]
+pub struct AwaitFlags {
+    /// Namespace of the DaemonSet.
+    #[arg(long, value_name = "NAME")]
+    pub namespace: String,
+    /// Its name.
+    #[arg(long, value_name = "NAME")]
+    pub daemon_set: String,
+    /// How long all nodes may take: 90s, 15m, 2h.
+    #[arg(long, value_name = "TIME", value_parser = crate::pause::duration, default_value = "10m")]
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]

@@ -46,10 +46,7 @@ pub fn uninstall(cluster: &Cluster, how: Install) -> Result<()> {
             kubectl.run(&["delete", "--filename", &file])?;
         }
         Install::Chart => {
-            let switch = ["--reuse-values", "--set", "uninstall.enabled=true"].as_slice();
-            helm(cluster, &[&["upgrade", "palisade", &text(&chart(cluster))?], switch].concat())?;
-            kubectl.rolled_out(NAMESPACE, DAEMON_SET)?;
-            helm(cluster, &["uninstall", "palisade"])?;
+            helm(cluster, &["uninstall", "palisade", "--wait"])?;
             kubectl.run(&["delete", "namespace", NAMESPACE])?;
         }
     }

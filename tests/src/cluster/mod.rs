@@ -10,6 +10,7 @@ mod e2e;
 pub mod init;
 mod jobs;
 mod kubectl;
+mod moving;
 mod node;
 mod plane;
 mod restart;

@@ -7,12 +7,13 @@ use anyhow::{Result, ensure};
 
 use super::deploy::{self, DAEMON_SET, Install, NAMESPACE};
 use super::scene::{Scene, account, right};
-use super::{Cluster, e2e, jobs, restart, told, traces};
+use super::{Cluster, e2e, jobs, moving, restart, told, traces};
 
 /// What is asked for; done in this order.
 #[derive(Clone, Debug)]
 pub struct Trials {
     pub install: Option<Install>,
+    pub move_from_kube_router: bool,
     pub jobs: Option<u32>,
     pub roll: bool,
     pub restart_node: bool,
@@ -28,6 +29,9 @@ const WHILE: Duration = Duration::from_secs(5);
 
 pub fn run(cluster: &mut Cluster, trials: &Trials, start: Instant) -> Result<()> {
     let before = cluster.nodes.iter().map(traces::of).collect::<Result<Vec<_>>>()?;
+    if trials.move_from_kube_router {
+        moving::from_kube_router(cluster, trials.install.unwrap_or(Install::Manifest), start)?;
+    }
     if let Some(how) = trials.install {
         deploy::install(cluster, how)?;
         told(start, &format!("Palisade is installed ({how:?})"));

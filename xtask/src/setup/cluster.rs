@@ -84,6 +84,14 @@ fn field<'a>(value: &'a Value, name: &str) -> Result<&'a str> {
     value[name].as_str().with_context(|| format!("go does not say the {name}"))
 }
 
+/// The enforcer that k3s has built in.
+pub fn provide_kube_router() -> Result<(PathBuf, String)> {
+    let module = modules().join("kube-router");
+    cached("kube-router", &module, |folder| {
+        build(&module, folder, "kube-router", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", "-s -w")
+    })
+}
+
 /// containerd with its shim and client, and runc: the machine's own where it has them.
 pub fn provide_containerd() -> Result<(PathBuf, String)> {
     let programs = ["containerd", "containerd-shim-runc-v2", "ctr", "runc"];

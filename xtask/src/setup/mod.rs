@@ -90,6 +90,12 @@ pub fn e2e() -> Result<()> {
     link("e2e", &step("Kubernetes' end-to-end tests", cluster::provide_e2e)?)
 }
 
+/// Another enforcer of policies, as `target/lab/kube-router`.
+pub fn kube_router() -> Result<()> {
+    step("packages of kube-router", || packages::provide(packages::KUBE_ROUTER))?;
+    link("kube-router", &step("kube-router", cluster::provide_kube_router)?)
+}
+
 /// Prometheus' linter, parsers and engine, as `target/lab/prom`.
 pub fn prometheus() -> Result<()> {
     step("Go 1.26", go::check)?;

@@ -14,6 +14,9 @@ pub const LAB: Programs = &[("ip", "iproute2"), ("bridge", "iproute2"), ("bpftoo
 /// kube-proxy calls the first two; the lab asks nft for what flannel writes.
 pub const KUBE_PROXY: Programs = &[("iptables", "iptables"), ("conntrack", "conntrack"), ("nft", "nftables")];
 
+/// What kube-router calls.
+pub const KUBE_ROUTER: Programs = &[("iptables", "iptables"), ("ipset", "ipset")];
+
 /// libFuzzer is C++.
 pub const CXX: Programs = &[("c++", "g++")];
 

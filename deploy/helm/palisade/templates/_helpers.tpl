@@ -22,3 +22,21 @@ capabilities:
     - SYS_ADMIN # see values.yaml
     {{- end }}
 {{- end }}
+
+{{- define "palisade.placement" -}}
+priorityClassName: {{ .Values.priorityClassName }}
+tolerations:
+  {{- toYaml .Values.tolerations | nindent 2 }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}

@@ -46,6 +46,9 @@ struct Up {
     /// What Palisade is installed by.
     #[arg(long, value_enum, default_value = "manifest")]
     install: By,
+    /// Before Palisade is installed another enforcer runs; Palisade takes over from it, and it from Palisade, under traffic.
+    #[arg(long, value_enum)]
+    move_from: Option<Other>,
     /// So many short-lived Jobs that try what a default deny forbids.
     #[arg(long, value_name = "N")]
     jobs: Option<u32>,
@@ -82,6 +85,11 @@ enum By {
     Chart,
     /// Not at all.
     None,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Other {
+    KubeRouter,
 }
 
 fn main() -> ExitCode {
@@ -135,6 +143,7 @@ fn up(asked: &Up) -> Result<()> {
             By::Chart => Some(Install::Chart),
             By::None => None,
         },
+        move_from_kube_router: asked.move_from.is_some(),
         jobs: asked.jobs,
         roll: asked.roll,
         restart_node: asked.restart_node,
