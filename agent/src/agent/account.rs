@@ -48,7 +48,11 @@ impl Agent {
             [] => Readiness::Ready,
             kinds => Readiness::Stale(not_seen(kinds)),
         };
-        let now = self.not_ready().map_or_else(current, Readiness::NotYet);
+        let now = match (self.not_ready(), &self.stale[..]) {
+            (None, _) => current(),
+            (Some(reason), []) => Readiness::NotYet(reason),
+            (Some(reason), kinds) => Readiness::NotYet(format!("{reason}; {}", not_seen(kinds))),
+        };
         self.signals.ready.send_if_modified(|told| {
             let changed = *told != now;
             *told = now;
