@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cni::BIN_DIR;
 use crate::cni::install::{Places, plugin_beside};
-use crate::kernel::{AttachMode, Settings, Sizes, StampMask};
+use crate::kernel::{AttachMode, Settings, Sizes, StampMask, XdpWish};
 use crate::observe::sinks::file::FileOptions;
 use crate::observe::sinks::otlp::OtlpEndpoint;
 
@@ -214,6 +214,17 @@ pub struct AgentFlags {
     #[arg(long, value_enum, default_value = "auto")]
     attach: Attach,
 
+    /// Whether the node's uplinks have a program that refuses, before the kernel has built an skb, what is certain to be refused at the
+    /// pod's interface: new flows from outside to pods of this node. It admits nothing and changes no verdict (docs/xdp.md). It is not put on
+    /// a device that has an XDP program of somebody else.
+    #[arg(long, value_enum, default_value = "off")]
+    xdp: Xdp,
+
+    /// The devices of --xdp: names, or patterns with `*`, separated by commas. Not given: those of the node's routes by way of a router or
+    /// of another node, but for veths.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    xdp_devices: Vec<String>,
+
     /// Tell of new flows that are admitted, too: in the log, the file, the collector and `palisade drops --admitted`. Costs nothing for
     /// what belongs to a known flow.
     #[arg(long)]
@@ -313,6 +324,17 @@ enum Attach {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Xdp {
+    Off,
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's own receive path, which spares less.
+    Generic,
+    /// Native where the driver can, generic elsewhere, and on a veth.
+    Auto,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,
     Json,
@@ -343,6 +365,8 @@ pub struct AgentConfig {
     pub events_file: Option<FileOptions>,
     pub otlp_endpoint: Option<OtlpEndpoint>,
     pub attach: AttachMode,
+    /// Names and patterns; empty: those of routes.
+    pub xdp_devices: Vec<String>,
     pub sizes: Sizes,
     pub settings: Settings,
     /// Between two comparisons of the tables with what they should be.
@@ -362,6 +386,9 @@ impl AgentFlags {
         }
         if !pin_dir.is_absolute() {
             bail!("--pin-dir {} is not an absolute path", pin_dir.display());
+        }
+        if self.xdp == Xdp::Off && !self.xdp_devices.is_empty() {
+            bail!("--xdp-devices says where, and --xdp is off");
         }
         let limits = self.limits;
         let sizes = Sizes {
@@ -407,6 +434,7 @@ impl AgentFlags {
                 Attach::Tcx => AttachMode::Tcx,
                 Attach::Clsact => AttachMode::Clsact,
             },
+            xdp_devices: self.xdp_devices,
             sizes,
             settings: Settings {
                 keep_existing: self.existing_flows == ExistingFlows::Keep,
@@ -416,6 +444,12 @@ impl AgentFlags {
                 events_admitted: self.admitted_events,
                 debug_programs: self.debug_programs,
                 stamp_mask: self.stamp_mask,
+                xdp: match self.xdp {
+                    Xdp::Off => XdpWish::Off,
+                    Xdp::Native => XdpWish::Native,
+                    Xdp::Generic => XdpWish::Generic,
+                    Xdp::Auto => XdpWish::Auto,
+                },
             },
             drift_every: self.drift_every,
             log_format: self.log_format,

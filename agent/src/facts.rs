@@ -389,6 +389,8 @@ pub enum NodeChange {
     Devices(Vec<Device>),
     /// The node's own addresses, all of them.
     Addresses(BTreeSet<IpAddr>),
+    /// Of these, those of the pods' bridges, link-local ones aside.
+    PodGateways(BTreeSet<IpAddr>),
     /// Events were lost, and what they would have told was asked for instead: it is in the same batch.
     Resynced(EventSource),
 }
@@ -427,4 +429,18 @@ pub struct Device {
     pub has_link_header: bool,
     /// Of kind veth: for a moment a pod's interface looks like one.
     pub is_veth: bool,
+    /// Neither made by the node for itself nor a tunnel: others may be on its other side.
+    pub is_wire: bool,
+    pub vxlan: Option<Vxlan>,
+}
+
+/// The node's end of a VXLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// The node's own address that peers send to; `None`: any.
+    pub local: Option<IpAddr>,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP.
+    pub port: u16,
 }

@@ -9,6 +9,7 @@ mod leaving;
 mod policy;
 mod ruling;
 mod tables;
+mod uplink;
 
 use crate::flow;
 use crate::layout::{EndpointRecord, endpoint_flag};
@@ -24,6 +25,7 @@ pub use leaving::{Place, decide_leaving, leaving, refused_leaving};
 pub use policy::{Answer, IS_SERVICE, OPEN_EGRESS, OPEN_INGRESS, Question, REACH_EGRESS, answer, ask};
 pub use ruling::Ruling;
 pub use tables::{FlowEntry, ServiceCount, Tables, take_midstream};
+pub use uplink::{UplinkTables, VXLAN_LENGTH, is_network, may_answer, may_be_refused, refused_early, tunnelled};
 
 /// Where and how a packet met the program.
 #[derive(Clone, Copy, Debug)]

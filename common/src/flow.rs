@@ -113,13 +113,35 @@ impl<'a, T: Tables> At<'a, T> {
 
     /// CLOCK_MONOTONIC.
     #[inline(always)]
-    fn second(&self) -> u32 {
+    pub(crate) fn second(&self) -> u32 {
         (self.now / SECOND) as u32
     }
 
     #[inline(always)]
     fn opened_by(&self) -> Opened {
         self.tables.opened_by(self.packet, self.record, self.hook, self.now)
+    }
+
+    /// A packet may pass for what is remembered of its flow, or what may have been forgotten of it.
+    #[inline(always)]
+    pub(crate) fn may_be_known(&self) -> bool {
+        self.tables.flow(&self.key).is_some() || self.is_newly_isolated() || self.tables.pressure(self.now)
+    }
+
+    /// A packet of a flow whose time is being written. Where the pod has opened it, it awaits answers.
+    #[inline(always)]
+    fn note_awaited(&self, forward: bool) {
+        let packet = self.packet;
+        if packet.protocol != protocol::UDP || self.leaving {
+            return;
+        }
+        match (self.hook, forward) {
+            (Hook::FromPod, true) => self.tables.note_awaited(&packet.source, packet.source_port, self.second()),
+            (Hook::ToPod, false) => {
+                self.tables.note_awaited(&packet.destination, packet.destination_port, self.second());
+            }
+            (Hook::FromPod, false) | (Hook::ToPod, true) => {}
+        }
     }
 
     #[inline(always)]

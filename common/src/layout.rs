@@ -11,9 +11,11 @@
 mod permuted;
 mod flows;
 mod services;
+mod uplink;
 
 pub use self::flows::*;
 pub use self::services::*;
+pub use self::uplink::*;
 use permuted::ADDED;
 
 /// Raised with every change to a struct or constant here; part of the pin path.
@@ -22,10 +24,10 @@ use permuted::ADDED;
 /// name and size means the same in every version, and an integer may become wider. So a field whose meaning changes gets another name;
 /// what is padding has a name that begins with `pad`. Flows are taken over as long as every field of [`FlowKey`] is in both versions.
 #[cfg(not(feature = "layout-test"))]
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 /// Of a build that exists for tests of the change between two versions (see `permuted.rs`).
 #[cfg(feature = "layout-test")]
-pub const LAYOUT_VERSION: u32 = 1_000_005;
+pub const LAYOUT_VERSION: u32 = 1_000_006;
 
 /// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///

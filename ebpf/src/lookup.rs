@@ -10,8 +10,8 @@ use palisade_common::Hook;
 use palisade_common::decide::{Answer, Meeting, Place, Question, Ruling, ServiceCount, Tables, take_midstream};
 use palisade_common::flow::Opened;
 use palisade_common::layout::{
-    Address, Backends, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, PORT_PREFIX_MAX, PortKey,
-    RECORD_NONE, RuleKey, RuleValue, ServiceKey, Versioned, service_port_bit,
+    AWAITED_SINCE, Address, Backends, EndpointRecord, FlowKey, FlowValue, FragmentKey, FragmentValue, PORT_PREFIX_MAX,
+    PortKey, RECORD_NONE, RuleKey, RuleValue, ServiceKey, Versioned, awaited_slot, service_port_bit,
 };
 use palisade_common::parse::{Bytes, HEADERS_MAX, Packet, V4, protocol};
 
@@ -92,7 +92,7 @@ impl Bytes for Skb<'_> {
 
 /// See [`Bytes::zero`].
 #[inline(always)]
-fn opaque_zero() -> u32 {
+pub fn opaque_zero() -> u32 {
     let zero = 0;
     // SAFETY: reading a local.
     unsafe { core::ptr::read_volatile(&raw const zero) }
@@ -393,6 +393,19 @@ impl Tables for Maps {
         match socket_state::<UDP>(self.skb, packet, record.netns_id, matches!(hook, Hook::ToPod)) {
             NO_SOCKET => None,
             state => Some(state == CONNECTED),
+        }
+    }
+
+    #[inline(always)]
+    fn note_awaited(&self, address: &Address, port: u16, second: u32) {
+        let Some(since) = maps::AWAITED.get_ptr(AWAITED_SINCE) else { return };
+        // SAFETY: a live array element. Volatile, since the agent changes it while we run.
+        if unsafe { core::ptr::read_volatile(since) } == 0 {
+            return;
+        }
+        if let Some(slot) = maps::AWAITED.get_ptr_mut(awaited_slot(address, port)) {
+            // SAFETY: likewise; one aligned word.
+            unsafe { core::ptr::write_volatile(slot, second) };
         }
     }
 

@@ -1,7 +1,8 @@
 //! The kernel programs: entry points that only call.
 //!
 //! `from_pod` sits at tc ingress of the host's side of a pod's veth (the pod sends), `to_pod` at its tc egress (the pod receives);
-//! `exit_link` and `exit_raw` at tc egress of every other device by which packets leave the node, `deliver` before the node's sockets.
+//! `exit_link` and `exit_raw` at tc egress of every other device by which packets leave the node, `deliver` before the node's sockets,
+//! `uplink` at XDP of the devices by which packets come in, where that is asked for.
 //! A packet that passes goes on to whatever other programs are there: TC_ACT_UNSPEC is also TCX_NEXT.
 
 #![no_std]
@@ -17,6 +18,7 @@ mod mark;
 mod parts;
 mod report;
 mod sockets;
+mod uplink;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;

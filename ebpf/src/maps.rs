@@ -4,9 +4,9 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use palisade_common::layout::{
-    Address, Backends, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue, FragmentKey,
-    FragmentValue, PAUSES_MAX, PauseKey, PortKey, PortValue, REASONS, RULE_HITS_MAX, RuleKey, RuleValue,
-    SERVICE_PORT_WORDS, ServiceKey, Versioned,
+    AWAITED_SINCE, Address, Backends, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue,
+    FragmentKey, FragmentValue, PAUSES_MAX, PauseKey, PortKey, PortValue, REASONS, RULE_HITS_MAX, RuleKey, RuleValue,
+    SERVICE_PORT_WORDS, ServiceKey, UplinkConfig, Versioned,
 };
 use palisade_common::parse::Packet;
 
@@ -81,6 +81,20 @@ pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
 #[btf_map]
 pub static RULE_HITS: LruHashMap<u32, u64, RULE_HITS_MAX> = LruHashMap::new();
 
+/// Packets that were refused on an uplink, before there was an skb.
+#[btf_map]
+pub static EARLY: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static UPLINK: Array<UplinkConfig, 1> = Array::new();
+
+#[btf_map]
+pub static POD_ADDRESSES: HashMap<Address, u32, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// The agent maps it into its memory and stores whole words.
+#[btf_map]
+pub static AWAITED: Array<u32, { AWAITED_SINCE as usize + 1 }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
 /// The rule of the last answer that was given on this CPU: an answer has no room for it.
 #[btf_map]
 pub static LAST_RULE: PerCpuArray<u32, 1> = PerCpuArray::new();
@@ -88,13 +102,14 @@ pub static LAST_RULE: PerCpuArray<u32, 1> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 
-/// The packet being judged and the one it quotes, parsed: too much for the 512 bytes of stack.
+/// The packet being judged, the one it quotes, and the one that comes in by an uplink, parsed: too much for the 512 bytes of stack.
 #[btf_map]
-pub static PACKETS: PerCpuArray<Packet, 2> = PerCpuArray::new();
+pub static PACKETS: PerCpuArray<Packet, 3> = PerCpuArray::new();
 
 /// Indices into PACKETS.
 pub const PACKET: u32 = 0;
 pub const QUOTED: u32 = 1;
+pub const UPLINK_PACKET: u32 = 2;
 
 /// Events of this second: (second, sent, lost for ever).
 #[btf_map]

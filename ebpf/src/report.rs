@@ -95,6 +95,34 @@ fn told(ctx: &TcContext, packet: &Packet, ruling: Ruling, place: Place) {
     if ruling.reason_number() == Reason::Malformed as u8 || ruling.reason_number() == Reason::Unsettled as u8 {
         debug!(ctx, "interface {}: {} bytes refused, reason {}", place as u32, ctx.len(), ruling.reason_number());
     }
+    send(config, packet, ruling, Told { ifindex, hook, met, rule });
+}
+
+/// The same of a packet to the pod at this interface that is refused where it comes in, by the device `uplink` (interface index).
+#[inline(never)]
+pub fn tell_early(packet: &Packet, ruling: Ruling, ifindex: u32, uplink: u32) {
+    const TO_POD: u8 = Hook::ToPod as u8;
+    if let Some(counter) = maps::EARLY.get_ptr_mut(0) {
+        // SAFETY: this CPU's own counter, and programs are not preempted by themselves.
+        unsafe { *counter += 1 };
+    }
+    account(ifindex, TO_POD, false);
+    if let Some(config) = maps::CONFIG.get(0) {
+        send(config, packet, ruling, Told { ifindex, hook: TO_POD, met: uplink, rule: 0 });
+    }
+}
+
+/// What an event says beside its packet.
+struct Told {
+    ifindex: u32,
+    hook: u8,
+    met: u32,
+    rule: u32,
+}
+
+/// Sends an event if the budgets allow.
+#[inline(always)]
+fn send(config: &Config, packet: &Packet, ruling: Ruling, Told { ifindex, hook, met, rule }: Told) {
     // Coarse, as the exact clock costs more than sending the event does where reading the processor's counter is slow.
     // SAFETY: a helper without arguments.
     let time = unsafe { bpf_ktime_get_coarse_ns() };

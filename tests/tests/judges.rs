@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
 
 use palisade_common::Reason;
 use palisade_tests::case::{self, Case, Judges, Outcome, Setup};
-use palisade_tests::judges::Compiled;
+use palisade_tests::judges::{Compiled, early};
 use palisade_tests::{expand, random};
 
 /// How many disagreements are shrunk and told. Where the variable says 0, the first one ends the test as it is: mutation testing
@@ -100,6 +101,8 @@ fn variants_over_compiled_tables() {
 #[test]
 fn random_cases_over_compiled_tables() {
     every_reason(&random_flows(1, 50_000, &compiled), "compiled");
+    let early = early::COMPILED.load(Relaxed);
+    assert!(early > 5000, "only {early} packets were refused where they come in");
 }
 
 fn every_reason(outcome: &Outcome, judge: &str) {
@@ -132,5 +135,8 @@ mod live {
         let outcome = play(variants(), &both);
         println!("{} packets of their variants", outcome.packets);
         every_reason(&random_flows(1_000_000, 50_000, &both), "loaded");
+        let early = early::LOADED.load(Relaxed);
+        println!("{early} packets refused where they come in");
+        assert!(early > 5000, "only {early} packets were refused where they come in");
     }
 }

@@ -82,6 +82,7 @@ impl Agent {
         let exits = exits.into_iter().filter(|_| self.synced).map(move |missing| {
             fault(format!("what pods with an egress policy send to Services is refused: {missing}"))
         });
+        let uplinks = self.uplinks.faults().into_iter().map(fault);
         let marks = self.marks.faults(&self.mark_rules).into_iter().map(fault);
         let cni = self.signals.cni_trouble.borrow().clone().into_iter().map(move |trouble| {
             fault(format!(
@@ -104,6 +105,7 @@ impl Agent {
             .chain(behind)
             .chain(exits)
             .chain(marks)
+            .chain(uplinks)
             .chain(cni)
             .chain(self.misnamed().map(fault))
     }
@@ -150,6 +152,7 @@ impl Agent {
             cni: self.cni_folders.clone(),
             state_dir: self.state_dir.clone(),
             stale: self.stale.iter().map(ToString::to_string).collect(),
+            xdp: self.uplinks.entries(),
         };
         let old = std::mem::take(&mut self.catalog);
         if !self.synced || self.stuck.is_some() {

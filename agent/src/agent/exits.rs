@@ -184,6 +184,8 @@ impl Agent {
         if self.judges_exits() {
             self.tell_exits();
         }
+        // Another's program may have gone, and routes may have changed.
+        self.look_at_uplinks();
     }
 
     /// Sweeps what an earlier agent left on devices that have gone.

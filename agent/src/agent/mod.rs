@@ -12,6 +12,7 @@ mod notices;
 mod objects;
 mod pauses;
 mod retry;
+mod uplinks;
 mod veths;
 mod waiting;
 
@@ -46,6 +47,7 @@ use notices::Noticed;
 use objects::Kept;
 use pauses::Pauses;
 use retry::Retry;
+use uplinks::Uplinks;
 use waiting::Waiting;
 
 /// Where the agent tells of itself.
@@ -71,6 +73,7 @@ pub struct Agent {
     signals: Signals,
     attachments: Attachments,
     exits: Exits,
+    uplinks: Uplinks,
     marks: Marks,
     /// Routing rules that use the stamp's bits.
     mark_rules: Vec<String>,
@@ -140,6 +143,7 @@ impl Agent {
             signals,
             attachments: Attachments::default(),
             exits: Exits::default(),
+            uplinks: Uplinks::new(config.settings.xdp, &config.xdp_devices),
             marks: Marks::default(),
             mark_rules: Vec::new(),
             cgroup: config.cgroup.clone(),
@@ -200,7 +204,11 @@ impl Agent {
         for change in changes {
             match change {
                 NodeChange::Veth(change) => self.take_veth(change),
-                NodeChange::Devices(devices) => self.take_devices(devices),
+                NodeChange::Devices(devices) => {
+                    self.take_uplink_devices(&devices);
+                    self.take_devices(devices);
+                }
+                NodeChange::PodGateways(gateways) => self.take_gateways(gateways),
                 NodeChange::Addresses(addresses) => self.index.apply_addresses(addresses),
                 NodeChange::Resynced(source) => {
                     self.signals.metrics.resynced(source);
@@ -386,6 +394,7 @@ impl Agent {
         }
         self.attach_all();
         if first && self.stuck.is_none() {
+            self.begin_awaited();
             self.first_sync();
             self.end_handover();
         }

@@ -46,6 +46,19 @@ pub struct AgentEntry {
     /// Since when kinds of objects are not seen to change, as the API server does not answer.
     #[serde(default)]
     pub stale: Vec<String>,
+    /// Devices by which packets come in, and how the XDP program is there or why it is not; none: `--xdp off`.
+    #[serde(default)]
+    pub xdp: Option<Vec<XdpEntry>>,
+}
+
+/// A device of `--xdp`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdpEntry {
+    pub device: String,
+    /// `native` or `generic`; none: it is not there.
+    pub mode: Option<String>,
+    /// Why it is not there.
+    pub trouble: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

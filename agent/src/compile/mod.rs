@@ -36,7 +36,7 @@ use crate::index::{Dirty, Identity, Index};
 use crate::tables::{Delta, Tables};
 use blocks::Blocks;
 pub use canonical::{Allowed, Canonical, CanonicalEndpoint, PeerClass, RuleName, TableName};
-pub use catalog::{AgentEntry, Catalog, ClassEntry, EndpointEntry, FaultEntry, RuleEntry, TableEntry};
+pub use catalog::{AgentEntry, Catalog, ClassEntry, EndpointEntry, FaultEntry, RuleEntry, TableEntry, XdpEntry};
 use classes::Classes;
 use decisions::{Decisions, Means};
 use desired::Desired;

@@ -15,7 +15,7 @@ use super::pins::PinDir;
 use super::sizes::{Sizes, pinned};
 
 /// Maps that say nothing of policy, each of which may be made anew beside the others.
-const INDEPENDENT: [&str; 5] = ["COUNTERS", "ENDPOINT_STATS", "EVENT_BUDGET", "FRAGMENTS", "RULE_HITS"];
+const INDEPENDENT: [&str; 6] = ["COUNTERS", "EARLY", "ENDPOINT_STATS", "EVENT_BUDGET", "FRAGMENTS", "RULE_HITS"];
 /// What the programs remember of flows, likewise; connections are then met mid-stream.
 const MEMORY: [&str; 2] = ["FLOWS", "FLOW_STATS"];
 

@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
-use super::PROGRAMS;
 use super::pinned::{self, Pinned};
 use super::syscall::bpf;
+use super::{PROGRAMS, UPLINK, UPLINK_LINEAR};
 
 /// bpf(2), linux/bpf.h: enum bpf_cmd.
 const BPF_LINK_DETACH: libc::c_long = 34;
@@ -21,7 +21,7 @@ struct Detach {
 /// interface has gone is detached already; what is somebody else's is left as it is.
 pub(super) fn detach(pin: &Path) -> io::Result<()> {
     let Pinned::Link(link, info) = pinned::look(pin)? else { return Ok(()) };
-    if !PROGRAMS.iter().any(|name| info.program.may_be(name)) {
+    if !PROGRAMS.iter().chain(&[UPLINK, UPLINK_LINEAR]).any(|name| info.program.may_be(name)) {
         return Ok(());
     }
     // SAFETY: nothing is pointed to.

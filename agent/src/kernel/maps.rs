@@ -62,6 +62,7 @@ pub struct Maps {
     bulk: Bulk,
     pauses: Hash<PauseKey, u64>,
     counters: PerCpuArray<MapData, u64>,
+    early: PerCpuArray<MapData, u64>,
     event_budget: PerCpuArray<MapData, [u32; 4]>,
     endpoint_stats: Array<MapData, Plain<EndpointStats>>,
     rule_hits: Hash<u32, u64>,
@@ -135,6 +136,7 @@ impl Maps {
             all_flows,
             pauses: map("PAUSES")?.try_into()?,
             counters: map("COUNTERS")?.try_into()?,
+            early: map("EARLY")?.try_into()?,
             event_budget: map("EVENT_BUDGET")?.try_into()?,
             endpoint_stats: map("ENDPOINT_STATS")?.try_into()?,
             rule_hits: map("RULE_HITS")?.try_into()?,
@@ -190,6 +192,11 @@ impl Maps {
             .filter(|reason| (**reason as usize) < REASONS)
             .map(|reason| Ok((*reason, self.counters.get(&(*reason as u32), 0)?.iter().sum())))
             .collect()
+    }
+
+    /// Packets that were refused on an uplink, all CPUs together.
+    pub fn refused_early(&self) -> anyhow::Result<u64> {
+        Ok(self.early.get(&0, 0)?.iter().sum())
     }
 
     /// Refused packets of which no event could be sent, all CPUs together.

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod attach;
+mod awaited;
 mod batch;
 mod bulk;
 mod config_cell;
@@ -20,6 +21,7 @@ mod pins;
 mod placeholder;
 mod predecessors;
 mod qdisc;
+mod routes;
 mod routing_rules;
 mod run_time;
 mod sizes;
@@ -27,6 +29,7 @@ mod stamp_mask;
 mod syscall;
 mod tcx;
 mod trouble;
+mod uplinks;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,12 +48,14 @@ pub use predecessors::Copied;
 pub use run_time::RunTime;
 pub use sizes::{OtherSize, Sizes};
 pub use stamp_mask::StampMask;
+pub use uplinks::{UPLINK, XdpMode, XdpRefusal, XdpWish};
 
 use self::found::FoundMaps;
 use self::predecessors::Predecessors;
 use self::trouble::Trouble;
+use self::uplinks::{UPLINK_LINEAR, Uplinks};
 use crate::tables::plan::{Installed, Write};
-use crate::tables::{Delta, Tables};
+use crate::tables::{Delta, Tables, pod_addresses};
 
 include!(concat!(env!("OUT_DIR"), "/ebpf_object.rs"));
 
@@ -80,6 +85,8 @@ pub struct Settings {
     pub debug_programs: bool,
     /// Bits of `skb->mark` that say which pod opened a packet's flow.
     pub stamp_mask: StampMask,
+    /// The program on uplinks.
+    pub xdp: XdpWish,
 }
 
 impl Default for Settings {
@@ -92,6 +99,7 @@ impl Default for Settings {
             events_admitted: false,
             debug_programs: false,
             stamp_mask: StampMask::default(),
+            xdp: XdpWish::default(),
         }
     }
 }
@@ -118,6 +126,7 @@ pub struct Kernel {
     /// The programs have been told something else about exits, and flows were not yet judged anew.
     rejudge: bool,
     trouble: Trouble,
+    uplinks: Uplinks,
     mode: AttachMode,
     stamp_mask: StampMask,
 }
@@ -172,6 +181,7 @@ impl Kernel {
         let found_at = maps.config.epoch();
         handover::take_pauses(&mut maps, &inherited, found_at)?;
         let installed = adopt::installed(&mut maps, inherited.last().map(|last| last.epoch))?;
+        let uplinks = Uplinks::open(&mut ebpf, &pins, settings.xdp, installed.tables())?;
         let (inserts_safe, pressure_until) = maps.config.pressure();
         let pressure_until = if forgetful { flows::lasting_pressure() } else { pressure_until };
         let pressure_until = inherited.iter().map(|earlier| earlier.pressure_until).fold(pressure_until, u64::max);
@@ -214,6 +224,7 @@ impl Kernel {
             unfinished: Vec::new(),
             rejudge: false,
             trouble: Trouble::default(),
+            uplinks,
             mode,
             stamp_mask: settings.stamp_mask,
         })
@@ -271,6 +282,8 @@ impl Kernel {
         if plan.is_empty() {
             return Ok(Applied { writes: 0, epoch: self.installed.epoch() });
         }
+        let addresses = self.addresses_after(delta);
+        self.uplinks.withdraw(&addresses);
         let commit = plan.commit_len();
         let mut done = 0;
         while done < commit {
@@ -278,10 +291,12 @@ impl Kernel {
             done += more;
             if let Err(error) = result {
                 self.carry_out(&plan.undo(done));
+                self.uplinks.put(&pod_addresses(self.installed.tables().endpoints.values()));
                 return Err(error).with_context(|| format!("write {} of {}", done + 1, plan.writes.len()));
             }
         }
         self.installed.commit(&plan);
+        self.uplinks.put(&addresses);
         self.carry_out(&plan.writes[commit..]);
         Ok(Applied { writes: plan.writes.len(), epoch: self.installed.epoch() })
     }
@@ -429,6 +444,7 @@ fn load(pins: &PinDir, sizes: Sizes, held: &BTreeMap<&str, u32>, settings: Setti
             loader.map_max_entries(name, *size);
         }
     }
+    loader.map_max_entries("POD_ADDRESSES", sizes.endpoints.saturating_mul(8));
     let mut ebpf = loader.load(EBPF_OBJECT).context("loading the kernel programs")?;
     // Most of the time goes into their verification, which the kernel does on the thread that asks.
     std::thread::scope(|scope| {

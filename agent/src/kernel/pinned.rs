@@ -17,6 +17,7 @@ const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
 /// linux/bpf.h: enum bpf_link_type.
+pub(super) const LINK_XDP: u32 = 6;
 pub(super) const LINK_TCX: u32 = 11;
 
 /// What was found at a pin.
@@ -49,7 +50,7 @@ pub(super) struct MapShape {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) kind: u32,
-    /// Of TCX: the interface, 0 once that has gone, and the hook (enum bpf_attach_type).
+    /// Of TCX and XDP: the interface, 0 once that has gone; of TCX the hook (enum bpf_attach_type).
     pub(super) ifindex: u32,
     pub(super) hook: u32,
     pub(super) program: Program,
@@ -111,9 +112,13 @@ pub(super) fn look(pin: &Path) -> io::Result<Pinned> {
         }
         "anon_inode:bpf-prog" => Ok(Pinned::Program(program_name(&fd)?)),
         "anon_inode:bpf_link" | "anon_inode:bpf-link" => {
-            // Of the union, bpf_link_info.tcx begins at byte 16.
+            // Of the union, bpf_link_info.tcx and bpf_link_info.xdp begin at byte 16.
             let [kind, _id, program, _pad, ifindex, hook, ..] = info(&fd)?;
-            let (ifindex, hook) = if kind == LINK_TCX { (ifindex, hook) } else { (0, 0) };
+            let (ifindex, hook) = match kind {
+                LINK_TCX => (ifindex, hook),
+                LINK_XDP => (ifindex, 0),
+                _ => (0, 0),
+            };
             Ok(Pinned::Link(fd, Link { kind, ifindex, hook, program: Program::of_id(program) }))
         }
         _ => Ok(Pinned::Other("something that this agent does not know")),

@@ -10,6 +10,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
+use super::uplinks::{UPLINK, pinned_uplinks};
 use super::{link, qdisc};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -17,7 +18,7 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Has an empty folder, as a bpffs takes no files, for each interface that was given its clsact qdisc by us: named by its index.
 pub(super) const QDISCS: &str = "clsact";
 
-/// Links of the programs where packets leave, apart from those of pods' interfaces.
+/// Links of the programs where packets leave and come in, apart from those of pods' interfaces.
 pub(super) const EXITS: &str = "exits";
 
 /// Those of pods' interfaces, and the maps.
@@ -79,6 +80,16 @@ impl PinDir {
         self.current().join(EXITS).join(format!("{ifindex}-{program}"))
     }
 
+    /// Of a device by which packets come in; `mode`: how the program is there.
+    pub(super) fn uplink(&self, ifindex: u32, mode: &str) -> PathBuf {
+        self.current().join(EXITS).join(format!("{ifindex}-{UPLINK}-{mode}"))
+    }
+
+    /// Links of uplinks that agents of all versions have pinned, and whether it was one of ours.
+    pub(super) fn uplinks(&self) -> anyhow::Result<Vec<(bool, PathBuf)>> {
+        pinned_uplinks(&self.current(), &versions(&self.root)?)
+    }
+
     /// Of the program before the node's sockets.
     pub fn deliver(&self) -> PathBuf {
         self.current().join(EXITS).join("deliver")
@@ -104,7 +115,7 @@ impl PinDir {
     pub fn exits(&self) -> anyhow::Result<Vec<u32>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(self.current().join(EXITS))? {
-            found.extend(ifindex_of(&entry?.path()));
+            found.extend(Some(entry?.path()).filter(|pin| !is_uplink(pin)).as_deref().and_then(ifindex_of));
         }
         Ok(found)
     }
@@ -141,6 +152,11 @@ impl PinDir {
         found.dedup();
         Ok(found)
     }
+}
+
+/// A link of the program on uplinks, among those of programs where packets leave.
+pub(super) fn is_uplink(pin: &Path) -> bool {
+    pin.file_name().is_some_and(|name| name.to_string_lossy().contains(UPLINK))
 }
 
 pub(super) fn ifindex_of(path: &Path) -> Option<u32> {

@@ -57,6 +57,15 @@ impl Requests {
         self.exchange(&mut request)
     }
 
+    /// One message, struct rtmsg and attributes, for each route of a family.
+    pub(super) fn routes(&mut self, family: u8) -> io::Result<Vec<Vec<u8>>> {
+        let mut request = [0; 16 + 12];
+        request[4..6].copy_from_slice(&libc::RTM_GETROUTE.to_ne_bytes());
+        request[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+        request[16] = family;
+        self.exchange(&mut request)
+    }
+
     /// Asks; the messages of the answer without its end.
     fn ask(&mut self, kind: u16, flags: u16, ifindex: u32, (handle, parent): (u32, u32)) -> io::Result<Vec<Vec<u8>>> {
         let mut request = [0; REQUEST];

@@ -51,6 +51,7 @@ pub fn pinned(sizes: Sizes) -> Vec<(&'static str, Option<u32>)> {
         ("FRAGMENTS", Some(fragments)),
         ("PAUSES", None),
         ("COUNTERS", None),
+        ("EARLY", None),
         ("EVENT_BUDGET", None),
         ("RULE_HITS", None),
     ]

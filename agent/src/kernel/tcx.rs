@@ -177,13 +177,13 @@ fn create(program: BorrowedFd<'_>, ifindex: u32, hook: u32) -> anyhow::Result<Ow
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
 
-fn update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn update(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
     let [link_fd, new_prog_fd] = [link.as_raw_fd(), program.as_raw_fd()].map(i32::cast_unsigned);
     // SAFETY: nothing is pointed to.
     unsafe { bpf(BPF_LINK_UPDATE, &mut Update { link_fd, new_prog_fd, flags: 0, old_prog_fd: 0 }) }.map(drop)
 }
 
-fn pin_link(link: &OwnedFd, pin: &Path) -> io::Result<()> {
+pub(super) fn pin_link(link: &OwnedFd, pin: &Path) -> io::Result<()> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let bpf_fd = link.as_raw_fd().cast_unsigned();
     // SAFETY: the path is alive.

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::Telling;
 use super::cni::{BRIDGE_DEFAULT, CniResult, HostInterface, Reading, SandboxInterface};
-use crate::facts::{Veth, VethChange};
+use crate::facts::{Veth, VethChange, Vxlan};
 
 /// An interface of the node's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,7 @@ pub enum LinkKind {
     Bridge,
     /// Gives back what is redirected to it (CNI's bandwidth plugin does so) where it was taken from.
     Ifb,
+    Vxlan(Vxlan),
     Other,
 }
 

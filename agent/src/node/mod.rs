@@ -105,6 +105,7 @@ struct Watch {
     tellings: mpsc::Receiver<Telling>,
     told_devices: Option<Vec<Device>>,
     told_addresses: Option<BTreeSet<IpAddr>>,
+    told_gateways: Option<BTreeSet<IpAddr>>,
     /// Whose events were lost since the last batch.
     lost: BTreeSet<EventSource>,
     /// Said once that the pods' namespaces may not be asked.
@@ -134,6 +135,7 @@ impl Watch {
             tellings,
             told_devices: None,
             told_addresses: None,
+            told_gateways: None,
             lost: BTreeSet::new(),
             refusal_told: false,
         })
@@ -151,6 +153,11 @@ impl Watch {
         if self.told_addresses.as_ref() != Some(&addresses) {
             self.told_addresses = Some(addresses.clone());
             changes.push(NodeChange::Addresses(addresses));
+        }
+        let gateways = self.inventory.pod_gateways();
+        if self.told_gateways.as_ref() != Some(&gateways) {
+            self.told_gateways = Some(gateways.clone());
+            changes.push(NodeChange::PodGateways(gateways));
         }
         changes
     }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{DecodeError, NetlinkBuffer, NlaBuffer, NlasIterator, parse_i32, parse_u32};
 
 use super::inventory::{Link, LinkKind};
+use crate::facts::Vxlan;
 
 const RTM_NEWLINK: u16 = libc::RTM_NEWLINK;
 const RTM_DELLINK: u16 = libc::RTM_DELLINK;
@@ -29,6 +30,11 @@ const IFLA_EXT_MASK: u16 = 29;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_TARGET_NETNSID: u16 = 46;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_TARGET_NETNSID: u16 = 10;
@@ -225,18 +231,39 @@ fn link(header: &[u8], attributes: &[u8]) -> Result<Link, DecodeError> {
 }
 
 fn link_kind(info: &[u8]) -> Result<LinkKind, DecodeError> {
+    let (mut kind, mut data) = (LinkKind::Other, None);
+    let mut is_vxlan = false;
     for attribute in NlasIterator::new(info) {
         let attribute: NlaBuffer<_> = attribute?;
-        if attribute.kind() == IFLA_INFO_KIND {
-            return Ok(match &*text(attribute.value()) {
-                "veth" => LinkKind::Veth,
-                "bridge" => LinkKind::Bridge,
-                "ifb" => LinkKind::Ifb,
-                _ => LinkKind::Other,
-            });
+        match attribute.kind() {
+            IFLA_INFO_KIND => match &*text(attribute.value()) {
+                "veth" => kind = LinkKind::Veth,
+                "bridge" => kind = LinkKind::Bridge,
+                "ifb" => kind = LinkKind::Ifb,
+                "vxlan" => is_vxlan = true,
+                _ => {}
+            },
+            IFLA_INFO_DATA => data = Some(attribute.value().to_vec()),
+            _ => {}
         }
     }
-    Ok(LinkKind::Other)
+    if is_vxlan { Ok(LinkKind::Vxlan(vxlan(&data.unwrap_or_default())?)) } else { Ok(kind) }
+}
+
+fn vxlan(data: &[u8]) -> Result<Vxlan, DecodeError> {
+    let mut vxlan = Vxlan { local: None, vni: 0, port: 0 };
+    for attribute in NlasIterator::new(data) {
+        let attribute: NlaBuffer<_> = attribute?;
+        let value = attribute.value();
+        match attribute.kind() {
+            IFLA_VXLAN_ID => vxlan.vni = parse_u32(value)?,
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => vxlan.local = ip(value),
+            // As it travels.
+            IFLA_VXLAN_PORT => vxlan.port = value.try_into().map_or(0, u16::from_be_bytes),
+            _ => {}
+        }
+    }
+    Ok(vxlan)
 }
 
 /// A name may hold any bytes, and a pod names its side as it likes: it must not become unreadable by that.

@@ -194,6 +194,7 @@ mod tests {
                     ..FlowStats::default()
                 },
                 packets: BTreeMap::from([(Reason::NoRule, 7)]),
+                refused_early: 6,
                 events_lost: 3,
                 midstream: 2,
                 maps: BTreeMap::from([("FLOWS", MapUse { entries: 5, entries_max: 1024 })]),

@@ -21,6 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::api::contact::{Requests, StaleKinds};
 use crate::facts::{EventSource, Kind};
+use crate::kernel::XdpMode;
 use crate::observe::turns::Turns;
 
 /// The Content-Type of [`Metrics::encode`].
@@ -36,6 +37,8 @@ type Label = [(&'static str, &'static str); 1];
 pub struct Snapshot {
     /// By reason; one that is missing counts as 0.
     pub packets: BTreeMap<Reason, u64>,
+    /// Of these, refused before there was an skb.
+    pub refused_early: u64,
     /// Refused packets that found no room in EVENTS.
     pub events_lost: u64,
     /// Connections that were taken up in their middle.
@@ -93,6 +96,7 @@ pub struct Metrics {
     resyncs: Family<Label, Counter>,
     stale: Family<Label, Gauge>,
     drift: Gauge,
+    xdp_devices: Family<Label, Gauge>,
 }
 
 impl Metrics {
@@ -115,11 +119,13 @@ impl Metrics {
             resyncs: Family::default(),
             stale: Family::default(),
             drift: Gauge::default(),
+            xdp_devices: Family::default(),
         };
         // They are there from the start, so that a rate can be taken over the first change too.
         metrics.set_faults(&BTreeMap::new());
         metrics.set_endpoints(&BTreeMap::new());
         metrics.set_stale(&StaleKinds::new());
+        metrics.set_xdp_devices([(Some(XdpMode::Native), 0), (Some(XdpMode::Generic), 0), (None, 0)]);
         for kind in Kind::ALL {
             drop(metrics.updates.get_or_create(&[("kind", kind.name())]));
         }
@@ -163,6 +169,12 @@ impl Metrics {
             "updates",
             "Changes of objects of this kind that were taken in. Steadily high: find out who rewrites these objects",
             self.updates.clone(),
+        );
+        registry.register(
+            "xdp_devices",
+            "Devices of --xdp by how the program is there; missing: it is not, as another XDP program is there or the driver cannot. Not 0 for \
+             missing: `palisade status` says why; policies are enforced nevertheless",
+            self.xdp_devices.clone(),
         );
         registry.register(
             "epoch",
@@ -304,6 +316,13 @@ impl Metrics {
         }
     }
 
+    /// How many devices of `--xdp` have the program in which mode, or (`None`) have it not.
+    pub fn set_xdp_devices(&self, counts: [(Option<XdpMode>, usize); 3]) {
+        for (mode, count) in counts {
+            set(&self.xdp_devices, [("mode", mode.map_or("missing", XdpMode::name))], Some(&count));
+        }
+    }
+
     pub fn set_paused(&self, node: bool, endpoints: usize) {
         self.paused_node.set(node.into());
         self.paused_endpoints.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
@@ -367,7 +386,7 @@ impl fmt::Debug for KernelMaps {
 
 impl Collector for KernelMaps {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Snapshot { packets, events_lost, midstream, services, maps } = match (self.snapshot)() {
+        let Snapshot { packets, refused_early, events_lost, midstream, services, maps } = match (self.snapshot)() {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 self.failures.inc();
@@ -387,6 +406,15 @@ impl Collector for KernelMaps {
             let count = packets.get(reason).copied().unwrap_or(0);
             ConstCounter::new(count).encode(family.encode_family(&label)?)?;
         }
+        let mut family = encoder.encode_descriptor(
+            "refused_early",
+            "Of palisade_packets_total, those that were refused where they came in, before the kernel had built an skb (--xdp, hook xdp). \
+             Rising: a flood from outside is being refused; `palisade drops` names who sends it",
+            None,
+            MetricType::Counter,
+        )?;
+        let hook: Label = [("hook", "xdp")];
+        ConstCounter::new(refused_early).encode(family.encode_family(&hook)?)?;
         counter(
             &mut encoder,
             "events_lost",

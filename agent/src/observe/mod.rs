@@ -92,6 +92,7 @@ pub fn snapshot_of(
         let packets: BTreeMap<_, _> = maps.counters()?.into_iter().collect();
         Ok(Snapshot {
             events_lost: maps.events_lost()?,
+            refused_early: maps.refused_early()?,
             midstream: packets.get(&palisade_common::Reason::Midstream).copied().unwrap_or(0),
             services: maps.flow_stats()?,
             packets,

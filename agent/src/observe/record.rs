@@ -122,7 +122,7 @@ impl Record {
             destination: end(last.destination, last.destination_port),
             policies: names.policies.clone(),
             rule: names.rule.clone(),
-            at: last.met.map(place_name),
+            at: last.met.map(|met| place_name(last.hook, met)),
             first: clock.text(*first),
             packets: *packets,
             more: 0,
@@ -183,8 +183,13 @@ fn pod_name(entry: &EndpointEntry) -> String {
 }
 
 /// Where a packet was met that was not judged at the pod's own interface.
-fn place_name(met: u32) -> String {
-    if met == MET_PROCESS { "a process of the node".to_owned() } else { format!("interface {met}") }
+fn place_name(hook: Hook, met: u32) -> String {
+    match (hook, met) {
+        (_, MET_PROCESS) => "a process of the node".to_owned(),
+        // What leaves is met there for the pod that sent it.
+        (Hook::FromPod, met) => format!("interface {met}"),
+        (Hook::ToPod, met) => format!("xdp, interface {met}"),
+    }
 }
 
 /// The pods of the cluster that have an address; `None`: no pod has.

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::endpoints::{Row, rows, tell_faults};
 use super::page::show;
-use crate::compile::{AgentEntry, Catalog, FaultEntry};
+use crate::compile::{AgentEntry, Catalog, FaultEntry, XdpEntry};
 use crate::config::ShowFlags;
 use crate::kernel::{self, Maps};
 use crate::observe;
@@ -85,7 +85,7 @@ impl Pods {
 
 impl Status {
     fn lines(&self) -> Vec<String> {
-        let AgentEntry { node, version, not_ready, exits, exits_missing, cni, stale, .. } = &self.entry;
+        let AgentEntry { node, version, not_ready, exits, exits_missing, cni, stale, xdp, .. } = &self.entry;
         let running = self.agent == "running";
         let agent = match running {
             true => format!("running, {version}"),
@@ -138,13 +138,26 @@ impl Status {
                 format!("{} answered, {} judged", self.service_flows_answered, self.service_flows_judged),
             ),
         ];
+        let xdp = xdp.iter().map(|devices| ("xdp", xdp_text(devices)));
         let paused = |Paused { what, until, seconds_left }: &Paused| {
             let left =
                 if *seconds_left < 120 { format!("{seconds_left} s") } else { format!("{} min", seconds_left / 60) };
             format!("PAUSED           {what}, until {until} ({left} left): nothing is refused on its account")
         };
         let loud = self.paused.iter().map(paused);
-        loud.chain(rows.iter().chain(&more).map(|(name, text)| format!("{name:<16} {text}"))).collect()
+        loud.chain(rows.into_iter().chain(more).chain(xdp).map(|(name, text)| format!("{name:<16} {text}"))).collect()
+    }
+}
+
+/// The devices of `--xdp`.
+fn xdp_text(devices: &[XdpEntry]) -> String {
+    let device = |XdpEntry { device, mode, trouble }: &XdpEntry| match (mode, trouble) {
+        (Some(mode), _) => format!("{device} ({mode})"),
+        (None, trouble) => format!("NOT on {device}: {}", trouble.as_deref().unwrap_or("nobody knows why")),
+    };
+    match devices {
+        [] => "on no device".to_owned(),
+        all => all.iter().map(device).collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -184,6 +197,21 @@ mod tests {
             "Service flows    3 answered, 4 judged",
         ];
         assert_eq!(status().lines(), expected);
+    }
+
+    #[test]
+    fn where_the_xdp_program_is() {
+        let mut status = status();
+        let entry = |device: &str, mode: Option<&str>| XdpEntry {
+            device: device.to_owned(),
+            mode: mode.map(str::to_owned),
+            trouble: mode.is_none().then(|| "another".to_owned()),
+        };
+        status.entry.xdp = Some(vec![entry("eth0", Some("native")), entry("eth1", None)]);
+        let last = status.lines().pop();
+        assert_eq!(last.as_deref(), Some("xdp              eth0 (native), NOT on eth1: another"));
+        status.entry.xdp = Some(Vec::new());
+        assert_eq!(status.lines().pop().as_deref(), Some("xdp              on no device"));
     }
 
     #[test]

@@ -9,11 +9,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use palisade_common::Hook;
 use palisade_common::decide::{
-    FlowEntry, Meeting, Place, Ruling, ServiceCount, Tables as Ask, decide, decide_leaving, take_midstream,
+    FlowEntry, Meeting, Place, Ruling, ServiceCount, Tables as Ask, UplinkTables, VXLAN_LENGTH, decide, decide_leaving,
+    is_network, refused_early, take_midstream, tunnelled,
 };
 use palisade_common::layout::{
     Address, Backends, Config, EndpointRecord, EndpointStats, FlowKey, FlowStats, FlowValue, FragmentKey,
-    FragmentValue, Judgement, PORT_PREFIX_MAX, PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, ServiceKey, Versioned,
+    FragmentValue, Judgement, PORT_PREFIX_MAX, PORT_PREFIX_MIN, PortKey, RuleKey, RuleValue, ServiceKey, UplinkConfig,
+    Versioned, is_awaited,
 };
 use palisade_common::parse::{self, Bytes, HEADERS_MAX, Packet, V4};
 
@@ -40,6 +42,11 @@ pub struct Sim {
     pub keeps_existing: bool,
     pub exits_missing: bool,
     pub midstream_budget: u32,
+    /// What the program on the uplinks is told.
+    pub uplink: UplinkConfig,
+    /// Since when AWAITED is written (second); 0: it is not.
+    pub awaited_since: u32,
+    awaited: RefCell<BTreeMap<(Address, u16), u32>>,
     /// TCP ports on which a pod listens, by interface; no entry: nothing is known of its sockets.
     pub listening: BTreeMap<u32, BTreeSet<u16>>,
     /// UDP ports to which a pod's sockets are bound, by interface, and whether they are connected.
@@ -141,6 +148,25 @@ impl Sim {
         let mut packet = Packet::default();
         parse::frame(&frame, &mut packet);
         decide_leaving(|| &packet, self, stamp, place)
+    }
+
+    /// Whether the program on the uplinks would refuse a frame, as which pod's by its interface.
+    pub fn judge_early(&self, frame: FrameBytes<'_>) -> Option<(Ruling, u32)> {
+        let mut packet = Packet::default();
+        parse::frame(&frame, &mut packet);
+        let end = &self.uplink.tunnels[UplinkConfig::part(packet.family)];
+        if let Some(header) = tunnelled(&packet, end) {
+            if !frame.words(header).is_some_and(|words| is_network(words, end.vni)) {
+                return None;
+            }
+            let bytes = frame.bytes.get((header + VXLAN_LENGTH) as usize..)?;
+            parse::frame(&FrameBytes { bytes, gso: false }, &mut packet);
+            const ETHERNET_LENGTH: u32 = 14;
+            if packet.network != ETHERNET_LENGTH {
+                return None;
+            }
+        }
+        refused_early(self, &packet)
     }
 
     /// What was counted of flows to Services.
@@ -377,6 +403,12 @@ impl Ask for Sim {
         self.connected.get(&record.ifindex)?.get(&local_port(packet, hook)).copied()
     }
 
+    fn note_awaited(&self, address: &Address, port: u16, second: u32) {
+        if self.awaited_since != 0 {
+            self.awaited.borrow_mut().insert((*address, port), second);
+        }
+    }
+
     fn take_midstream(&self, number: u32, now: u64) -> bool {
         let mut stats = self.stats.borrow_mut();
         let stats = stats.entry(number).or_default();
@@ -387,6 +419,23 @@ impl Ask for Sim {
             }
             None => false,
         }
+    }
+}
+
+impl UplinkTables for Sim {
+    fn endpoint_of(&self, address: &Address) -> Option<u32> {
+        let records =
+            self.maps.tables.endpoints.values().filter_map(|index| self.maps.records.get(&index.at(self.maps.epoch)));
+        super::pod_addresses(records).get(address).copied()
+    }
+
+    fn masquerade(&self, family: u8) -> Option<Address> {
+        let part = UplinkConfig::part(family);
+        (self.uplink.unsure[part] == 0).then_some(self.uplink.masquerade[part])
+    }
+
+    fn awaits(&self, address: &Address, port: u16, second: u32) -> bool {
+        is_awaited(self.awaited.borrow().get(&(*address, port)).copied().unwrap_or(0), self.awaited_since, second)
     }
 }
 

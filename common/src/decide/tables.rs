@@ -58,6 +58,10 @@ pub trait Tables {
     fn is_connected(&self, record: &EndpointRecord, packet: &Packet, hook: Hook) -> Option<bool>;
     /// Takes one mid-stream admission from the endpoint's budget of this second; `false`: none is left.
     fn take_midstream(&self, number: u32, now: u64) -> bool;
+    /// A pod has a flow of UDP under way that it opened from this port, so that answers may come to it (AWAITED). Only for who refuses before
+    /// a Service's address is translated back.
+    #[inline(always)]
+    fn note_awaited(&self, _address: &Address, _port: u16, _second: u32) {}
     /// As [`Bytes::zero`].
     #[inline(always)]
     fn zero(&self) -> u32 {

@@ -3,6 +3,7 @@
 mod fragments;
 mod services;
 pub(crate) mod stub;
+mod uplink;
 
 use super::policy::OPEN_INGRESS;
 use super::*;

@@ -46,6 +46,7 @@ pub(super) fn stamp<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, ruling: R
     if forward || value.flags & (ENDING | flow_flag::UNCONFIRMED) == 0 {
         value.seen = at.now;
     }
+    at.note_awaited(forward);
     let remembered = at.tables.put_flow(&at.key, &value, false);
     if at.packet.is_tcp()
         && let Some(flow) = at.tables.flow(&at.key)
@@ -98,6 +99,7 @@ pub(super) fn insert<T: Tables>(at: &At<'_, T>, ruling: Ruling, flags: u32, new:
     };
     set_judged(&mut value, opener, role, at.judgement());
     value.flags |= ruling.deferred_bit() << opener;
+    at.note_awaited(forward);
     let packet = at.packet;
     if packet.is_tcp() && packet.tcp_flags & tcp_flag::RST != 0 {
         value.flags |= reset_flag(at);

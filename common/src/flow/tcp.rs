@@ -42,6 +42,7 @@ pub(super) fn note<T: Tables, F: FlowEntry>(at: &At<'_, T>, flow: &F, forward: b
     let prolongs = forward || flags & (ENDING | flow_flag::UNCONFIRMED) == 0;
     if (prolongs && at.now.saturating_sub(flow.seen()) > SEEN_GRANULARITY) || (flags ^ old) & ENDING != 0 {
         flow.set_seen(at.now);
+        at.note_awaited(forward);
     }
 }
 

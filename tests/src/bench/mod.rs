@@ -27,3 +27,4 @@ mod test_run;
 pub mod throughput;
 mod traffic;
 mod vary;
+pub mod xdp;

@@ -13,6 +13,8 @@ const PROG_TEST_RUN: libc::c_int = 10;
 
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
+const PROG_TYPE_XDP: u32 = 6;
+const TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 
 /// What came of running a program so many times.
 #[derive(Clone, Copy, Debug)]
@@ -124,11 +126,35 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32, repeat: u32
     Ok(Run { returned: attributes.returned.cast_signed(), nanoseconds: attributes.duration })
 }
 
+/// Has the kernel make so many frames that have no skb, and do with each what the program says.
+pub fn live_frames(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<()> {
+    let mut attributes = TestRunAttributes {
+        program: program.as_raw_fd().cast_unsigned(),
+        data_in_size: u32::try_from(frame.len())?,
+        data_in: frame.as_ptr() as u64,
+        repeat,
+        flags: TEST_XDP_LIVE_FRAMES,
+        ..TestRunAttributes::default()
+    };
+    // SAFETY: laid out as the kernel has it; the frame outlives the call and is only read.
+    unsafe { bpf(PROG_TEST_RUN, &mut attributes) }.context("BPF_PROG_TEST_RUN with live frames")?;
+    Ok(())
+}
+
 /// Loads a tc classifier of these instructions.
 pub fn load(instructions: &[u64]) -> Result<OwnedFd> {
+    load_as(PROG_TYPE_SCHED_CLS, instructions)
+}
+
+/// Loads a program for XDP of these instructions.
+pub fn load_xdp(instructions: &[u64]) -> Result<OwnedFd> {
+    load_as(PROG_TYPE_XDP, instructions)
+}
+
+fn load_as(kind: u32, instructions: &[u64]) -> Result<OwnedFd> {
     let mut log = vec![0_u8; 65_536];
     let mut attributes = LoadAttributes {
-        kind: PROG_TYPE_SCHED_CLS,
+        kind,
         instructions_count: u32::try_from(instructions.len())?,
         instructions: instructions.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,

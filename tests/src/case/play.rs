@@ -17,7 +17,7 @@ use crate::frame::text;
 use crate::oracle::Oracle;
 
 /// Time of the first packet, and from one packet to the next (ns).
-const START: u64 = 100_000_000_000;
+const START: u64 = 1_000_000_000_000;
 const TICK: u64 = 1_000_000;
 /// Source ports of flows whose steps name none.
 const FIRST_PORT: u16 = 20_000;

@@ -9,6 +9,7 @@ use palisade::tables::sim::{FrameBytes, Sim};
 use palisade_common::decide::{Meeting, Place, Tables as _};
 use palisade_common::{Hook, Reason, Verdict};
 
+use super::early;
 use super::pipeline::Pipeline;
 use crate::case::{Existing, Judge, Mark, ObjectChange, PacketStep, Services, Setup};
 
@@ -29,6 +30,7 @@ impl Compiled {
         sim.keeps_existing = setup.existing == Existing::Keep;
         sim.midstream_budget = setup.midstream_budget;
         sim.exits_missing = setup.services == Services::NoExits;
+        sim.awaited_since = 1;
         let (pipeline, installed) = (Pipeline::of(setup), Installed::new(0, RECORDS));
         Self { pipeline, installed, sim, marks: BTreeMap::new(), mark: Mark::Nobody }
     }
@@ -65,6 +67,7 @@ impl Judge for Compiled {
         let stamp = packet.by.and_then(|by| self.marks.get(&by)).copied().unwrap_or(0);
         let frame = FrameBytes { bytes: &packet.frame, gso: packet.gso };
         let &PacketStep { hook, place, ifindex, .. } = packet;
+        let early = early::may_come_from_outside(packet).then(|| self.sim.judge_early(frame)).flatten();
         let ruling = match place {
             Place::Pod => {
                 let from_node = packet.ingress_ifindex == 0;
@@ -81,7 +84,15 @@ impl Judge for Compiled {
             let owner = self.sim.stamp_owner(ruling.stamp()).filter(|_| ruling.stamp() != 0);
             self.mark = owner.map_or(Mark::Nobody, Mark::Pod);
         }
-        Some(Verdict { pass: ruling.passes(), reason: ruling.reason() })
+        let verdict = Verdict { pass: ruling.passes(), reason: ruling.reason() };
+        early::check(packet, early.map(|(_, ifindex)| ifindex), verdict, &early::COMPILED);
+        if early::may_come_from_outside(packet)
+            && let Some(frame) = early::untranslated(packet, verdict)
+        {
+            let refused = self.sim.judge_early(FrameBytes { bytes: &frame, gso: false });
+            assert_eq!(refused, None, "an answer before it was translated back: {packet:?}");
+        }
+        Some(verdict)
     }
 
     fn mark(&self) -> Option<Mark> {

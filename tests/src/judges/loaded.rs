@@ -11,14 +11,19 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, ensure};
 use aya::TestRun as _;
-use aya::programs::{CgroupSkb, TestRunOptions};
-use palisade::kernel::{AttachMode, DELIVER, EXIT_LINK, FROM_POD, Kernel, PinDir, Settings, Sizes, StampMask, TO_POD};
-use palisade::tables::Tables;
+use aya::programs::{CgroupSkb, TestRunOptions, Xdp};
+use palisade::kernel::{
+    AttachMode, DELIVER, EXIT_LINK, FROM_POD, Kernel, PinDir, Settings, Sizes, StampMask, TO_POD, UPLINK, XdpWish,
+};
+use palisade::tables::sim::FrameBytes;
+use palisade::tables::{Tables, pod_addresses};
 use palisade_common::decide::Place;
 use palisade_common::layout::Config;
+use palisade_common::parse::{self, Packet};
 use palisade_common::{Hook, Reason, Verdict};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::early;
 use super::memory::Memory;
 use super::pipeline::Pipeline;
 use crate::case::world::UPLINK_IFINDEX;
@@ -49,7 +54,8 @@ impl Machine {
         }
         let sizes =
             Sizes { exact: 4096, prefixes: 16_384, rules: 65_536, ports: 65_536, flows: 16_384, ..Sizes::default() };
-        let kernel = Kernel::open(PinDir::open(pins)?, sizes, Settings::default(), AttachMode::Auto)?;
+        let settings = Settings { xdp: XdpWish::Generic, ..Settings::default() };
+        let kernel = Kernel::open(PinDir::open(pins)?, sizes, settings, AttachMode::Auto)?;
         let memory = Memory::open(pins)?;
         Ok(Rc::new(RefCell::new(Self { kernel, memory, counters: Vec::new() })))
     }
@@ -58,6 +64,8 @@ impl Machine {
     pub fn reset(&mut self, settings: &Config) -> anyhow::Result<()> {
         self.change(&Tables::default())?;
         self.memory.forget()?;
+        // The machine is up for longer than an answer is awaited.
+        self.kernel.forget_awaited(1);
         self.kernel.maps().config.store_settings(settings);
         self.counters = self.read_counters()?;
         Ok(())
@@ -72,11 +80,25 @@ impl Machine {
 
     /// Makes what is remembered older.
     pub fn age(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
+        self.kernel.age_awaited((nanoseconds / 1_000_000_000) as u32);
         self.memory.age(nanoseconds)
     }
 
     fn read_counters(&self) -> anyhow::Result<Vec<u64>> {
         Ok(self.kernel.maps().counters()?.into_iter().map(|(_, packets)| packets).collect())
+    }
+
+    /// Whether the program on the uplinks refuses the frame.
+    pub fn run_early(&mut self, frame: &[u8]) -> anyhow::Result<bool> {
+        const DROP: u32 = 1;
+        const PASS: u32 = 2;
+        let program: &mut Xdp =
+            self.kernel.ebpf_mut().program_mut(UPLINK).context("no program for uplinks")?.try_into()?;
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+        let returned = program.test_run(options)?.return_value;
+        ensure!(returned == DROP || returned == PASS, "the program on uplinks returned {returned}");
+        self.counters = self.read_counters()?;
+        Ok(returned == DROP)
     }
 
     /// A packet without a mark at a pod's interface.
@@ -123,6 +145,13 @@ impl Machine {
         ensure!(pass == reason.passes(), "the program returned {returned} for {}", reason.name());
         let mark = u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into().expect("four bytes"));
         Ok((Verdict { pass, reason }, (mark >> shift) as u16))
+    }
+
+    /// Whether the packet's destination is the pod's at whose interface it is.
+    fn owns(&self, packet: &PacketStep) -> bool {
+        let mut parsed = Packet::default();
+        parse::frame(&FrameBytes { bytes: &packet.frame, gso: false }, &mut parsed);
+        pod_addresses(self.kernel.endpoints().values()).get(&parsed.destination) == Some(&packet.ifindex)
     }
 
     /// The interface that has the stamp.
@@ -233,6 +262,8 @@ impl Judge for Loaded {
             return None;
         }
         let stamp = packet.by.and_then(|by| self.marks.get(&by)).copied().unwrap_or(0);
+        let outside = early::may_come_from_outside(packet);
+        let early = outside.then(|| machine.run_early(&packet.frame).expect("the program on uplinks runs"));
         let before = second();
         let (verdict, marked) =
             machine.run_marked(packet, stamp).unwrap_or_else(|error| panic!("no verdict about {packet:?}: {error:#}"));
@@ -242,6 +273,13 @@ impl Judge for Loaded {
             if self.outpaced {
                 return None;
             }
+        }
+        if early == Some(true) && machine.owns(packet) {
+            early::check(packet, Some(packet.ifindex), verdict, &early::LOADED);
+        }
+        if outside && let Some(frame) = early::untranslated(packet, verdict) {
+            let refused = machine.run_early(&frame).expect("the program on uplinks runs");
+            assert!(!refused, "an answer before it was translated back: {packet:?}");
         }
         if packet.place == Place::Pod && packet.hook == Hook::FromPod && verdict.pass {
             self.marks.insert(packet.ifindex, marked);

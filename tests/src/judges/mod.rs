@@ -4,6 +4,7 @@
 
 mod bpffs;
 pub mod compiled;
+pub mod early;
 pub mod loaded;
 mod memory;
 pub mod pipeline;

@@ -20,6 +20,8 @@ const LINK_CREATE: u32 = 28;
 
 const ARRAY: u32 = 2;
 const SCHED_CLS: u32 = 3;
+const XDP: u32 = 6;
+const XDP_PASS: i32 = 2;
 
 /// As bpf(2) takes it: what is not set is zero.
 #[repr(C, align(8))]
@@ -27,6 +29,15 @@ struct Attributes([u8; 128]);
 
 impl Counter {
     pub fn load() -> io::Result<Self> {
+        Self::load_as(SCHED_CLS, 0)
+    }
+
+    /// For XDP: counts and passes on.
+    pub fn load_xdp() -> io::Result<Self> {
+        Self::load_as(XDP, XDP_PASS)
+    }
+
+    fn load_as(kind: u32, returned: i32) -> io::Result<Self> {
         let map = open(MAP_CREATE, &Attributes::of(&[&words(&[ARRAY, 4, 8, 1])]))?;
         let fd = map.as_raw_fd();
         let instruction = |code: u8, registers: u8, offset: i16, value: i32| {
@@ -40,14 +51,14 @@ impl Counter {
             instruction(0x07, 0x02, 0, -4), // r2 += -4
             instruction(0x18, 0x11, 0, fd), // r1 = the map
             instruction(0, 0, 0, 0),
-            instruction(0x85, 0, 0, 1),    // call bpf_map_lookup_elem
-            instruction(0x15, 0, 2, 0),    // if r0 == 0 skip two
-            instruction(0xb7, 0x01, 0, 1), // r1 = 1
-            instruction(0xdb, 0x10, 0, 0), // *(u64 *)r0 += r1, atomically
-            instruction(0xb7, 0, 0, 0),    // r0 = TC_ACT_OK
-            instruction(0x95, 0, 0, 0),    // exit
+            instruction(0x85, 0, 0, 1),        // call bpf_map_lookup_elem
+            instruction(0x15, 0, 2, 0),        // if r0 == 0 skip two
+            instruction(0xb7, 0x01, 0, 1),     // r1 = 1
+            instruction(0xdb, 0x10, 0, 0),     // *(u64 *)r0 += r1, atomically
+            instruction(0xb7, 0, 0, returned), // r0 = TC_ACT_OK or XDP_PASS
+            instruction(0x95, 0, 0, 0),        // exit
         ];
-        let head = words(&[SCHED_CLS, instructions.len() as u32]);
+        let head = words(&[kind, instructions.len() as u32]);
         let pointers = addresses(&[instructions.as_ptr().addr(), c"GPL".as_ptr().addr()]);
         let program = open(PROG_LOAD, &Attributes::of(&[&head, &pointers]))?;
         Ok(Self { map, program })
@@ -65,6 +76,14 @@ impl Counter {
         let before = if first { 1 << 3 } else { 0 };
         let program = self.program.as_raw_fd().cast_unsigned();
         open(LINK_CREATE, &Attributes::of(&[&words(&[program, ifindex, place, before])]))
+    }
+
+    /// In generic mode. Ends when the link is dropped.
+    pub fn attach_xdp(&self, ifindex: u32) -> io::Result<File> {
+        const PLACE: u32 = 37;
+        const GENERIC: u32 = 1 << 1;
+        let program = self.program.as_raw_fd().cast_unsigned();
+        open(LINK_CREATE, &Attributes::of(&[&words(&[program, ifindex, PLACE, GENERIC])]))
     }
 
     pub fn count(&self) -> io::Result<u64> {

@@ -16,3 +16,4 @@ mod scene;
 mod table;
 mod traffic;
 mod troubles;
+mod uplink;

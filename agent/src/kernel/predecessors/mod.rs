@@ -79,7 +79,8 @@ impl Predecessors {
     pub(super) fn exits(&self) -> anyhow::Result<Vec<u32>> {
         let mut exits = Vec::new();
         for Predecessor { folder, .. } in &self.all {
-            exits.extend(pins::entries(&folder.join(EXITS))?.iter().filter_map(|pin| pins::ifindex_of(pin)));
+            let pins = pins::entries(&folder.join(EXITS))?;
+            exits.extend(pins.iter().filter(|pin| !pins::is_uplink(pin)).filter_map(|pin| pins::ifindex_of(pin)));
         }
         Ok(exits)
     }

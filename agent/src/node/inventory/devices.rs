@@ -27,8 +27,17 @@ impl Inventory {
             up: link.is_up,
             has_link_header: link.has_link_header,
             is_veth: link.kind == LinkKind::Veth,
+            is_wire: link.kind == LinkKind::Other && link.has_link_header,
+            vxlan: if let LinkKind::Vxlan(vxlan) = link.kind { Some(vxlan) } else { None },
         };
         self.interfaces.values().filter(leaves).map(device).collect()
+    }
+
+    /// Addresses of the pods' bridges: what the node masquerades on its way to pods has one of them.
+    pub fn pod_gateways(&self) -> BTreeSet<IpAddr> {
+        let bridges = self.bridge_indices();
+        let own = self.own.iter().filter(|(index, address)| bridges.contains(index) && !is_link_local(*address));
+        own.map(|(_, address)| *address).collect()
     }
 
     /// Addresses to which something is delivered on the node itself.

@@ -90,6 +90,9 @@ struct Hook {
     /// `palisade pause` lets pass what would be refused, until then (RFC 3339, UTC).
     #[serde(skip_serializing_if = "Option::is_none")]
     paused_until: Option<String>,
+    /// Devices where the hook `xdp` refuses it already, for want of the same rule (of UDP only what cannot be an answer).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    xdp: Vec<String>,
     asked: Vec<Question>,
     /// What would have to be otherwise for the packet to pass.
     change: Vec<String>,
@@ -277,6 +280,7 @@ impl Teller<'_> {
                 _ => reason.text(),
             },
             paused_until,
+            xdp: self.refused_early(hop, reason, flow),
             asked,
             change,
         })
@@ -311,6 +315,16 @@ impl Teller<'_> {
             allowed: asked.allowed,
             rule,
         })
+    }
+
+    /// Where it comes in, if it comes in.
+    fn refused_early(&self, hop: &Hop, reason: Reason, flow: &Flow) -> Vec<String> {
+        let comes_in = hop.stage == Stage::ToPod && flow.from == Seat::Elsewhere;
+        if !comes_in || reason != Reason::NoRule {
+            return Vec::new();
+        }
+        let devices = self.catalog.agent.xdp.iter().flatten();
+        devices.filter(|entry| entry.mode.is_some()).map(|entry| entry.device.clone()).collect()
     }
 
     /// On whose account the packet is refused, and until when that is paused.

@@ -50,6 +50,9 @@ fn tell_hook(page: &mut Page, number: usize, hook: &Hook) {
     if let Some(until) = &hook.paused_until {
         page.line(format_args!("      {}paused{:#}  until {until}, then refused", style::WARN, style::WARN));
     }
+    if !hook.xdp.is_empty() {
+        page.line(format_args!("      hook    xdp, refused where it comes in: {}", hook.xdp.join(", ")));
+    }
     for question in &hook.asked {
         tell_question(page, question);
     }
