@@ -43,12 +43,18 @@ impl Agent {
         self.exits.missing().first().map(|missing| format!("Service traffic cannot be judged: {missing}"))
     }
 
-    pub(super) fn tell_readiness(&self) {
+    /// Whoever waits for readiness may ask for names at once: they are written before.
+    pub(super) fn tell_readiness(&mut self) {
         let current = || match &self.stale[..] {
             [] => Readiness::Ready,
             kinds => Readiness::Stale(not_seen(kinds)),
         };
         let now = self.not_ready().map_or_else(current, Readiness::NotYet);
+        self.catalog_is_old = true;
+        let is_ready = |readiness: &Readiness| !matches!(readiness, Readiness::NotYet(_));
+        if is_ready(&now) && !is_ready(&self.signals.ready.borrow()) {
+            self.write_catalog();
+        }
         self.signals.ready.send_if_modified(|told| {
             let changed = *told != now;
             *told = now;

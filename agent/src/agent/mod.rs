@@ -264,7 +264,6 @@ impl Agent {
         self.attachments.schedule(Instant::now());
         self.tell_faults();
         self.tell_readiness();
-        self.catalog_is_old = true;
     }
 
     pub fn take_updates(&mut self, updates: Vec<Update>) {
