@@ -9,9 +9,11 @@
 
 #[macro_use]
 mod permuted;
+mod captures;
 mod flows;
 mod services;
 
+pub use self::captures::*;
 pub use self::flows::*;
 pub use self::services::*;
 use permuted::ADDED;
@@ -22,10 +24,10 @@ use permuted::ADDED;
 /// name and size means the same in every version, and an integer may become wider. So a field whose meaning changes gets another name;
 /// what is padding has a name that begins with `pad`. Flows are taken over as long as every field of [`FlowKey`] is in both versions.
 #[cfg(not(feature = "layout-test"))]
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 /// Of a build that exists for tests of the change between two versions (see `permuted.rs`).
 #[cfg(feature = "layout-test")]
-pub const LAYOUT_VERSION: u32 = 1_000_005;
+pub const LAYOUT_VERSION: u32 = 1_000_006;
 
 /// An IP address of either family in network byte order, IPv4 in its mapped form (`::ffff:a.b.c.d`).
 ///
@@ -117,9 +119,12 @@ permuted! {
         pub exits_missing: u32,
         /// When the last pause ends or has ended (seconds, CLOCK_MONOTONIC, rounded up); 0: there was none, and PAUSES is empty.
         pub paused_until: u32,
+        /// Until this time (ns, CLOCK_MONOTONIC) CAPTURES is looked at where a packet is refused; 0: nobody captures. The agent puts it off as long
+        /// as somebody does, so that it passes soon after an agent that was killed.
+        pub captures_until: u64,
     }
 }
-const _: () = assert!(size_of::<Config>() == 48 + ADDED);
+const _: () = assert!(size_of::<Config>() == 56 + ADDED);
 
 /// Index 0 of the one-element array FLOW_STATS, raised atomically by the programs.
 #[repr(C)]

@@ -9,6 +9,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "atomic add on a map value, see lookup.rs")]
 
+mod capture;
 mod exits;
 mod flow_pointer;
 mod lookup;

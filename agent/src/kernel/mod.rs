@@ -7,6 +7,7 @@ mod adopt;
 mod attach;
 mod batch;
 mod bulk;
+mod captures;
 mod config_cell;
 mod exits;
 mod filters;
@@ -46,6 +47,7 @@ pub use run_time::RunTime;
 pub use sizes::{OtherSize, Sizes};
 pub use stamp_mask::StampMask;
 
+use self::captures::Captures;
 use self::found::FoundMaps;
 use self::predecessors::Predecessors;
 use self::trouble::Trouble;
@@ -100,6 +102,7 @@ impl Default for Settings {
 pub struct Kernel {
     ebpf: Ebpf,
     maps: Maps,
+    captures: Captures,
     pins: PinDir,
     predecessors: Predecessors,
     /// The epoch of our own tables as they were found.
@@ -162,6 +165,7 @@ impl Kernel {
         let interfaces = if is_first && !remade && mode == AttachMode::Tcx { interfaces } else { &[] };
         let mut ebpf = placeholder::beside(&pins, interfaces, || load(&pins, sizes, &held, settings))?;
         let mut maps = Maps::take(&mut ebpf)?;
+        let captures = Captures::take(&mut ebpf)?;
         if let Err(error) = predecessors::keep_types(&pins) {
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -202,6 +206,7 @@ impl Kernel {
         Ok(Self {
             ebpf,
             maps,
+            captures,
             pins,
             predecessors,
             found_at,
