@@ -18,8 +18,8 @@ mod show;
 
 pub use change::{AwaitFlags, CniCommand, CniFolders, CniInstallFlags, CniUninstallFlags, PauseFlags, UninstallFlags};
 pub use show::{
-    CheckFlags, DropsFlags, EndpointsFlags, ExplainFlags, FindFlags, FlowVerdict, FlowsFlags, MapsCommand, MapsFlags,
-    Output, PoliciesFlags, ShowFlags,
+    CaptureFlags, CheckFlags, DropsFlags, EndpointsFlags, ExplainFlags, FindFlags, FlowVerdict, FlowsFlags,
+    MapsCommand, MapsFlags, Output, PoliciesFlags, ShowFlags,
 };
 
 /// Where cgroup v2 is mounted unless told otherwise.
@@ -122,6 +122,20 @@ pub enum Command {
     /// runs.
     #[command(verbatim_doc_comment)]
     Drops(DropsFlags),
+    /// Write the packets of a pod that are refused from now on to a file that Wireshark opens, each with the reason
+    ///
+    /// Asks the agent that runs; only root may ask. The format is pcap-ng: each packet has the direction, the reason and the policies as a
+    /// comment (frame.comment), times are in nanoseconds, and packets of a pod that are refused only where they leave the node have that device as
+    /// their interface. As long as nobody captures, the programs do nothing for it; up to 1,000 packets per processor and second are taken,
+    /// and those that are not are counted and told of at the end.
+    ///
+    ///     palisade capture shop/web -w refused.pcapng
+    ///     palisade capture shop/web --peer 10.0.0.0/8 --count 20 | tcpdump -nr -
+    ///     kubectl palisade capture shop/web | wireshark -k -i -
+    ///
+    /// Ends after --count packets, after --for, when interrupted, or when nobody reads it any longer.
+    #[command(verbatim_doc_comment)]
+    Capture(CaptureFlags),
     /// Stop enforcing for a while: nothing of a pod, or of the whole node, is refused until then
     ///
     /// Takes effect at once and ends by itself, whatever becomes of the agent. What policies allow is judged and remembered as ever, so

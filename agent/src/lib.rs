@@ -20,6 +20,7 @@ pub mod node;
 pub mod observe;
 pub mod pause;
 pub mod plugin;
+pub mod root_socket;
 pub mod run;
 pub mod show;
 pub mod tables;

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Explain(flags) => return end(show::explain(&flags)),
         Command::Flows(flags) => show::flows(&flags),
         Command::Drops(flags) => show::drops(&flags),
+        Command::Capture(flags) => return end(show::capture(&flags)),
         Command::Pause(flags) => pause::pause(&flags),
         Command::Cni(CniCommand::Install(flags)) => uninstall::cni_install(&flags),
         Command::Cni(CniCommand::Uninstall(flags)) => uninstall::cni_uninstall(&flags.folders.places(&flags.pin_dir)),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use jiff::{Timestamp, ToSpan as _, Unit};
 use palisade_common::layout::PauseKey;
 use rustix::time::{ClockId, clock_gettime};
@@ -68,7 +68,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// When there is no such pod, or the map cannot be written.
 pub fn pause(flags: &PauseFlags) -> anyhow::Result<()> {
-    let mut maps = Maps::open_pinned(&flags.pin_dir).context("no agent has made any maps here: nothing is enforced")?;
+    let mut maps = Maps::open_pinned(&flags.pin_dir)?;
     if let Some(folder) = kernel::other_version(&flags.pin_dir)? {
         eprintln!(
             "palisade: WARNING: {} is of an agent of another version, whose programs may still judge pods, as long as this version's agent \

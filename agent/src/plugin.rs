@@ -5,12 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
+use clap::Parser as _;
 use serde::Deserialize;
 
+use crate::config::{self, Cli};
 use crate::exit::Exit;
 use crate::explain::names::{Known, Reference};
 
@@ -27,8 +30,8 @@ Asks the agents of a cluster's nodes: kubectl palisade COMMAND …
 Usage: kubectl palisade [--context NAME] [--kubeconfig FILE] [--node NODE]… COMMAND [ARGUMENTS]
 
 COMMAND and its ARGUMENTS are those of `palisade` on a node: status, endpoints, policies, flows, drops, maps, explain and others that show
-something. They are run in the agent's pod of each --node. Without --node: `explain` asks the nodes of the pods that it is about, everything
-else all nodes, one after the other; what does not end (--watch) needs one. Namespaces of names are given to the command, as in
+something. They are run in the agent's pod of each --node. Without --node: `explain` and `capture` ask the nodes of the pods that they are about,
+everything else all nodes, one after the other; what does not end (--watch) needs one. Namespaces of names are given to the command, as in
 `kubectl palisade explain -n shop deploy/web svc/db`.
 
 What is run is `kubectl exec`: whoever may create pods/exec in the agents' namespace may look.
@@ -96,9 +99,15 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<Exit> 
             return Ok(Exit::Usage);
         }
     };
+    if line.command[0] == "capture" && io::stdout().is_terminal() {
+        eprintln!(
+            "{NAME}: packets are nothing for a terminal: send standard output to a file or to `wireshark -k -i -`"
+        );
+        return Ok(Exit::Usage);
+    }
     let agents = agents(&line.cluster)?;
     let nodes = match (&*line.nodes, line.command[0].as_str()) {
-        ([], "explain") => nodes_of_ends(&line, &agents)?,
+        ([], "explain" | "capture") => nodes_of_ends(&line, &agents)?,
         (nodes, _) => nodes.iter().cloned().collect(),
     };
     let asked: Vec<&Agent> = match nodes.is_empty() {
@@ -106,7 +115,7 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<Exit> 
         false => nodes.iter().map(|node| agent_of(&agents, node)).collect::<Result<_, _>>()?,
     };
     if asked.len() > 1 && never_ends(&line.command) {
-        eprintln!("{NAME}: --watch does not end, and nodes are asked one after the other: say --node");
+        eprintln!("{NAME}: this does not end, and nodes are asked one after the other: say --node");
         return Ok(Exit::Usage);
     }
     let mut worst = Exit::Done;
@@ -194,12 +203,15 @@ fn exec(cluster: &[String], agent: &Agent, arguments: &[String]) -> Command {
 }
 
 fn never_ends(command: &[String]) -> bool {
-    command.iter().any(|argument| matches!(argument.as_str(), "-w" | "--watch"))
+    command[0] == "capture" || command.iter().any(|argument| matches!(argument.as_str(), "-w" | "--watch"))
 }
 
 /// The nodes of the pods that an explanation is about, as any agent knows them.
 fn nodes_of_ends(line: &Line, agents: &[Agent]) -> anyhow::Result<BTreeSet<String>> {
-    let (namespace, ends) = ends(&line.command[1..]);
+    let (namespace, ends) = match captured(&line.command) {
+        Some(pod) => ("default".to_owned(), vec![pod]),
+        None => ends(&line.command[1..]),
+    };
     let mut nodes = BTreeSet::new();
     for end in ends {
         let reference = Reference::parse(&end, &namespace).map_err(anyhow::Error::msg)?;
@@ -216,6 +228,15 @@ fn nodes_of_ends(line: &Line, agents: &[Agent]) -> anyhow::Result<BTreeSet<Strin
     }
     ensure!(!nodes.is_empty(), "neither end is a pod on a node that is known");
     Ok(nodes)
+}
+
+/// The pod whose packets are to be captured.
+fn captured(command: &[String]) -> Option<String> {
+    let words = std::iter::once("palisade").chain(command.iter().map(String::as_str));
+    match Cli::try_parse_from(words).ok()?.command {
+        config::Command::Capture(flags) => Some(flags.pod),
+        _ => None,
+    }
 }
 
 /// The namespace that names are of, and the two that come first.
@@ -276,6 +297,14 @@ mod tests {
     fn what_does_not_end_is_for_one_node() {
         assert!(never_ends(&words("drops -w")) && never_ends(&words("flows --watch --pod shop/web")));
         assert!(!never_ends(&words("drops --top 3")));
+        assert!(never_ends(&words("capture shop/web")));
+    }
+
+    #[test]
+    fn whose_packets_are_captured() {
+        let of = |text: &str| captured(&words(text));
+        assert_eq!(of("capture --count 5 shop/web --peer 10.0.0.0/8").as_deref(), Some("shop/web"));
+        assert_eq!((of("capture web"), of("drops --pod shop/web")), (None, None));
     }
 
     #[test]

@@ -26,7 +26,8 @@ use crate::kernel::{Kernel, PinDir};
 use crate::last_known::{self, Keeper, Written};
 use crate::node::{self, NodeConfig, Telling};
 use crate::observe::accounts::Accounts;
-use crate::observe::events::Events;
+use crate::observe::capture::{CaptureAsk, Caught};
+use crate::observe::events::{Report, Ring};
 use crate::observe::http::{self, Readiness};
 use crate::observe::metrics::Metrics;
 use crate::observe::reporter::Reporter;
@@ -42,6 +43,8 @@ const QUEUE: usize = 64;
 const UPDATES_AT_ONCE: usize = 1024;
 /// How many events are looked at between two looks at everything else.
 const EVENTS_AT_ONCE: usize = 4096;
+/// Likewise of packets that are captured.
+const CAUGHT_AT_ONCE: usize = 256;
 /// After some were read the next wait for so long, as waking up for each costs more than all else about them.
 const EVENTS_PAUSE: Duration = Duration::from_millis(50);
 /// How long after a change the catalog is written, so that a burst writes it once.
@@ -104,8 +107,7 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
         NodeConfig { cni_cache_dir: config.cni_cache_dir.clone(), bridge: config.bridge.clone(), pod_cidrs, tellings };
     let watching = async move { node::watch(node_config, node_sender).await.context("watching the node's interfaces") };
     tasks.spawn(turns.clone().measure("node", watching));
-    let mut events =
-        Events::new(RingBuf::try_from(kernel.ebpf_mut().take_map("EVENTS").context("no map EVENTS in the object")?)?)?;
+    let (mut events, mut caught) = (ring(&mut kernel, "EVENTS")?, ring(&mut kernel, "CAPTURED")?);
     if config.settings.debug_programs {
         program_log(&mut kernel, &mut tasks)?;
     }
@@ -117,7 +119,7 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
     metrics.register_turns(&turns);
     let accounts = Accounts::new(&config.pin_dir)?;
     accounts.register(metrics.registry_mut());
-    let (reporter, mut names_asked) = reporter(&config, &mut metrics, &mut tasks)?;
+    let (reporter, mut looking) = reporter(&config, &mut metrics, &mut tasks)?;
     let metrics = Arc::new(metrics);
     if let Some(address) = config.metrics_addr {
         let listener =
@@ -175,13 +177,15 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
             Ok(()) = stale.changed() => agent.take_stale(&stale.borrow_and_update()),
             Ok(()) = kept.changed() => agent.kept_until(&kept.borrow_and_update()),
             Some(ended) = tasks.join_next() => ended.context("a task of the agent panicked")??,
-            reports = events.next(EVENTS_AT_ONCE), if events_at.is_none() => {
+            reports = events.next(EVENTS_AT_ONCE, Report::decode), if events_at.is_none() => {
                 let reports = reports.context("reading EVENTS")?;
                 agent.take_reports(&reports);
                 events_at = (reports.len() < EVENTS_AT_ONCE).then(|| Instant::now() + EVENTS_PAUSE);
             }
             () = sleep_until(events_at.unwrap_or_else(Instant::now)), if events_at.is_some() => events_at = None,
-            Some(asked) = names_asked.recv() => agent.take_names_asked(asked),
+            Some(asked) = looking.names.recv() => agent.take_names_asked(asked),
+            Some(ask) = looking.captures.recv() => agent.take_capture_ask(ask),
+            packets = caught.next(CAUGHT_AT_ONCE, Caught::decode) => agent.take_caught(&packets.context("reading CAPTURED")?),
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => agent.retry(),
             () = sleep_until(catalog_at.unwrap_or_else(Instant::now)), if catalog_at.is_some() => {
                 catalog_at = None;
@@ -213,6 +217,7 @@ async fn live(config: AgentConfig, turns: Turns) -> anyhow::Result<()> {
         // Else a loop that always has something to do would keep all others from the thread.
         yield_now().await;
     }
+    agent.end_captures();
     if agent.keep_now() && timeout(KEEP_TIME, kept.changed()).await.is_ok_and(|told| told.is_ok()) {
         agent.kept_until(&kept.borrow_and_update());
     }
@@ -248,12 +253,24 @@ fn keep_objects(config: &AgentConfig, agent: &mut Agent) -> (watch::Receiver<Wri
     (kept, keeping)
 }
 
-/// Where lines about flows go, and questions for names that come from whoever looks at them.
+/// A ring buffer of the programs.
+fn ring(kernel: &mut Kernel, name: &str) -> anyhow::Result<Ring> {
+    let map = kernel.ebpf_mut().take_map(name).with_context(|| format!("no map {name} in the object"))?;
+    Ok(Ring::new(RingBuf::try_from(map)?)?)
+}
+
+/// Questions of those who look.
+struct Looking {
+    names: mpsc::Receiver<NamesAsked>,
+    captures: mpsc::Receiver<CaptureAsk>,
+}
+
+/// Where lines about flows go, and questions that come from whoever looks at them.
 fn reporter(
     config: &AgentConfig,
     metrics: &mut Metrics,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<(Reporter, mpsc::Receiver<NamesAsked>)> {
+) -> anyhow::Result<(Reporter, Looking)> {
     let mut reporter = Reporter::new(metrics.registry_mut());
     if let Some(options) = config.events_file.clone() {
         reporter.set_file(|lost| FileSink::start(options, lost))?;
@@ -270,10 +287,12 @@ fn reporter(
         });
     }
     let (names, names_asked) = mpsc::channel(QUEUE);
-    let sources = Sources { recent: reporter.recent(), watchers: reporter.watchers(), names, lost: reporter.lost() };
+    let (captures, captures_asked) = mpsc::channel(QUEUE);
+    let (recent, watchers, lost) = (reporter.recent(), reporter.watchers(), reporter.lost());
+    let sources = Sources { recent, watchers, names, captures, lost };
     let path = socket::path(&config.pin_dir);
     tasks.spawn(async move { match socket::run(path, sources).await {} });
-    Ok((reporter, names_asked))
+    Ok((reporter, Looking { names: names_asked, captures: captures_asked }))
 }
 
 /// What comes by way of the CNI plugin.

@@ -9,10 +9,12 @@
 
 #[macro_use]
 mod permuted;
+mod captures;
 mod flows;
 mod services;
 mod uplink;
 
+pub use self::captures::*;
 pub use self::flows::*;
 pub use self::services::*;
 pub use self::uplink::*;
@@ -119,9 +121,12 @@ permuted! {
         pub exits_missing: u32,
         /// When the last pause ends or has ended (seconds, CLOCK_MONOTONIC, rounded up); 0: there was none, and PAUSES is empty.
         pub paused_until: u32,
+        /// Until this time (ns, CLOCK_MONOTONIC) CAPTURES is looked at where a packet is refused; 0: nobody captures. The agent puts it off as long
+        /// as somebody does, so that it passes soon after an agent that was killed.
+        pub captures_until: u64,
     }
 }
-const _: () = assert!(size_of::<Config>() == 48 + ADDED);
+const _: () = assert!(size_of::<Config>() == 56 + ADDED);
 
 /// Index 0 of the one-element array FLOW_STATS, raised atomically by the programs.
 #[repr(C)]

@@ -89,13 +89,13 @@ fn judge(ctx: &TcContext, stamp: u16, begins: u32, place: Place) -> bool {
     if ruling.passes() {
         if report::is_new_flow(ruling) {
             // SAFETY: as above; what a rule admits was parsed.
-            report::tell(ctx, unsafe { &*packet }, ruling, report::exit(device()));
+            report::tell(ctx, unsafe { &*packet }, ruling, report::exit(device(), begins));
         }
         return true;
     }
     let unparsed = matches!(ruling.reason(), Reason::Unsettled | Reason::UnknownStamp);
     // SAFETY: as above; whatever else is refused was parsed.
     let packet = if unparsed { parsed() } else { unsafe { &*packet } };
-    report::tell(ctx, packet, ruling, report::exit(device()));
+    report::tell(ctx, packet, ruling, report::exit(device(), begins));
     false
 }

@@ -10,6 +10,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "atomic add on a map value, see lookup.rs")]
 
+mod capture;
 mod exits;
 mod flow_pointer;
 mod lookup;

@@ -4,9 +4,9 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use palisade_common::layout::{
-    AWAITED_SINCE, Address, Backends, Config, EndpointRecord, EndpointStats, Event, FlowKey, FlowStats, FlowValue,
-    FragmentKey, FragmentValue, PAUSES_MAX, PauseKey, PortKey, PortValue, REASONS, RULE_HITS_MAX, RuleKey, RuleValue,
-    SERVICE_PORT_WORDS, ServiceKey, UplinkConfig, Versioned,
+    AWAITED_SINCE, Address, Backends, CAPTURES_MAX, CaptureWanted, Captured, Config, EndpointRecord, EndpointStats,
+    Event, FlowKey, FlowStats, FlowValue, FragmentKey, FragmentValue, PAUSES_MAX, PauseKey, PortKey, PortValue,
+    REASONS, RULE_HITS_MAX, RuleKey, RuleValue, SERVICE_PORT_WORDS, ServiceKey, UplinkConfig, Versioned,
 };
 use palisade_common::parse::Packet;
 
@@ -120,3 +120,17 @@ pub static EVENT_BUDGET: PerCpuArray<[u32; 4], 1> = PerCpuArray::new();
 pub static EVENT_GROUPS: PerCpuArray<[u32; 2], { 1 << EVENT_GROUPS_BITS }> = PerCpuArray::new();
 
 pub const EVENT_GROUPS_BITS: u32 = 10;
+
+#[btf_map]
+pub static CAPTURES: HashMap<u32, CaptureWanted, CAPTURES_MAX> = HashMap::new();
+
+#[btf_map]
+pub static CAPTURED: RingBuf<Captured, 524_288> = RingBuf::new();
+
+/// Where a captured packet is put together: only then is it known how much room it takes.
+#[btf_map]
+pub static CAPTURE: PerCpuArray<Captured, 1> = PerCpuArray::new();
+
+/// Packets captured in this second: (second, sent).
+#[btf_map]
+pub static CAPTURE_BUDGET: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();

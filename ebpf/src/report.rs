@@ -8,15 +8,15 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use palisade_common::decide::Ruling;
-use palisade_common::layout::{Config, MET_PROCESS, endpoint_flag};
+use palisade_common::layout::{Config, Event, MET_PROCESS, endpoint_flag};
 use palisade_common::parse::Packet;
 use palisade_common::{Hook, Reason};
 
-use crate::{maps, parts};
+use crate::{capture, maps, parts};
 
 /// The reader is woken by the first record of a batch at most (BPF_RB_NO_WAKEUP is not set): a spinning reader costs more than a
 /// wake-up does (KERNEL measurements in docs/benchmarks.md).
-const RING_FLAGS: u64 = 0;
+pub const RING_FLAGS: u64 = 0;
 
 #[inline(always)]
 pub fn count(ruling: Ruling) {
@@ -27,10 +27,11 @@ pub fn count(ruling: Ruling) {
 }
 
 /// Where a packet is judged: the interface's index (0: a process of the node), above it the [`Hook`] as a number, and above that whether
-/// it is at a pod's own interface.
+/// it is at a pod's own interface, and whether the packet begins with the IP header.
 pub type Place = u64;
 const HOOK_SHIFT: u32 = 32;
 const POD: Place = 1 << 40;
+const RAW: Place = 1 << 41;
 
 #[inline(always)]
 pub fn pod(hook: Hook, ifindex: u32) -> Place {
@@ -41,10 +42,46 @@ pub fn pod(hook: Hook, ifindex: u32) -> Place {
     Place::from(ifindex) | hook << HOOK_SHIFT | POD
 }
 
-/// A device by which packets leave the node, or, as 0, a process of the node.
+/// A device by which packets leave the node, or, as 0, a process of the node. `begins`: [`parts::LINK`] or [`parts::RAW`].
 #[inline(always)]
-pub fn exit(ifindex: u32) -> Place {
-    Place::from(ifindex)
+pub fn exit(ifindex: u32, begins: u32) -> Place {
+    Place::from(ifindex) | if begins == parts::RAW { RAW } else { 0 }
+}
+
+/// What is told of one packet beside its addresses; see [`Event`].
+pub struct Told {
+    pub time: u64,
+    pub ifindex: u32,
+    pub class: u32,
+    pub met: u32,
+    pub rule: u32,
+    pub hook: u8,
+    pub reason: u8,
+}
+
+/// Writes every field. In place: an Event does not fit on the stack beside the rest.
+///
+/// # Safety
+///
+/// `event` is valid for writes.
+#[inline(always)]
+pub unsafe fn fill(event: *mut Event, packet: &Packet, told: &Told) {
+    // SAFETY: as the caller says.
+    unsafe {
+        (*event).time = told.time;
+        (*event).ifindex = told.ifindex;
+        (*event).class = told.class;
+        (*event).source = packet.source;
+        (*event).destination = packet.destination;
+        (*event).source_port = packet.source_port;
+        (*event).destination_port = packet.destination_port;
+        (*event).protocol = packet.protocol;
+        (*event).family = packet.family;
+        (*event).hook = told.hook;
+        (*event).reason = told.reason;
+        (*event).met = told.met;
+        (*event).rule = told.rule;
+    }
 }
 
 /// The packet opens a flow, and was let through for it. No packet of a flow that is known.
@@ -126,29 +163,18 @@ fn send(config: &Config, packet: &Packet, ruling: Ruling, Told { ifindex, hook, 
     // Coarse, as the exact clock costs more than sending the event does where reading the processor's counter is slow.
     // SAFETY: a helper without arguments.
     let time = unsafe { bpf_ktime_get_coarse_ns() };
-    let group = (u32::from(hook) << 8 | u32::from(ruling.reason_number()), ifindex);
+    let (class, reason) = (ruling.class(), ruling.reason_number());
+    let told = Told { time, ifindex, class, met, rule, hook, reason };
+    if !passes && time < config.captures_until {
+        capture::palisade_capture(ctx.skb.skb, packet, capture::about(&told, place & RAW != 0), class, met);
+    }
+    let group = (u32::from(hook) << 8 | u32::from(reason), ifindex);
     if !is_within_budget(config, group, (time >> 30) as u32) {
         return lost();
     }
     let Some(mut record) = maps::EVENTS.reserve(0) else { return lost() };
-    let event = record.as_mut_ptr();
-    // SAFETY: the record is ours until it is submitted, and every field is written. In place: an Event does not fit on the stack
-    // beside the rest.
-    unsafe {
-        (*event).time = time;
-        (*event).ifindex = ifindex;
-        (*event).class = ruling.class();
-        (*event).source = packet.source;
-        (*event).destination = packet.destination;
-        (*event).source_port = packet.source_port;
-        (*event).destination_port = packet.destination_port;
-        (*event).protocol = packet.protocol;
-        (*event).family = packet.family;
-        (*event).hook = hook;
-        (*event).reason = ruling.reason_number();
-        (*event).met = met;
-        (*event).rule = rule;
-    }
+    // SAFETY: the record is ours until it is submitted.
+    unsafe { fill(record.as_mut_ptr(), packet, &told) };
     record.submit(RING_FLAGS);
 }
 

@@ -43,7 +43,8 @@ impl Agent {
         self.exits.missing().first().map(|missing| format!("Service traffic cannot be judged: {missing}"))
     }
 
-    pub(super) fn tell_readiness(&self) {
+    /// Whoever waits for readiness may ask for names at once: they are written before.
+    pub(super) fn tell_readiness(&mut self) {
         let current = || match &self.stale[..] {
             [] => Readiness::Ready,
             kinds => Readiness::Stale(not_seen(kinds)),
@@ -53,6 +54,11 @@ impl Agent {
             (Some(reason), []) => Readiness::NotYet(reason),
             (Some(reason), kinds) => Readiness::NotYet(format!("{reason}; {}", not_seen(kinds))),
         };
+        self.catalog_is_old = true;
+        let is_ready = |readiness: &Readiness| !matches!(readiness, Readiness::NotYet(_));
+        if is_ready(&now) && !is_ready(&self.signals.ready.borrow()) {
+            self.write_catalog();
+        }
         self.signals.ready.send_if_modified(|told| {
             let changed = *told != now;
             *told = now;

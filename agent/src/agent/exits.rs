@@ -44,6 +44,10 @@ impl Exits {
         self.devices.as_ref().is_some_and(|devices| devices.contains_key(&ifindex))
     }
 
+    pub(super) fn name(&self, ifindex: u32) -> Option<&str> {
+        self.devices.as_ref()?.get(&ifindex).map(|device| &*device.name)
+    }
+
     /// Names of the devices that have their program.
     pub(super) fn judged(&self) -> Vec<String> {
         let all = self.devices.iter().flat_map(BTreeMap::values);

@@ -4,6 +4,7 @@
 
 mod account;
 mod attachments;
+mod captures;
 mod drift;
 mod exits;
 mod handover;
@@ -39,6 +40,7 @@ use crate::observe::metrics::{MapUse, Metrics};
 use crate::observe::reporter::Reporter;
 use crate::observe::{self, Fill};
 use attachments::Attachments;
+use captures::Captures;
 pub use drift::{Drift, DriftCheck};
 use exits::Exits;
 use handover::Taken;
@@ -110,6 +112,7 @@ pub struct Agent {
     /// Pods whose start waits.
     waiting: Vec<Waiting>,
     pauses: Pauses,
+    captures: Captures,
     flows_taken: Taken,
     kept: Kept,
 }
@@ -165,6 +168,7 @@ impl Agent {
             stuck: None,
             waiting: Vec::new(),
             pauses: Pauses::default(),
+            captures: Captures::default(),
             flows_taken: Taken::default(),
             kept: Kept::default(),
         }
@@ -181,6 +185,7 @@ impl Agent {
             .chain(failed)
             .chain(waiting)
             .chain(self.pauses.ends_at)
+            .chain(self.captures.renew_at)
             .chain(self.kept.held_until())
             .min()
     }
@@ -250,6 +255,9 @@ impl Agent {
         if self.pauses.ends_at.is_some_and(|at| at <= now) {
             self.look_at_pauses();
         }
+        if self.captures.renew_at.is_some_and(|at| at <= now) {
+            self.renew_captures();
+        }
         self.answer_waiting();
     }
 
@@ -272,7 +280,6 @@ impl Agent {
         self.attachments.schedule(Instant::now());
         self.tell_faults();
         self.tell_readiness();
-        self.catalog_is_old = true;
     }
 
     pub fn take_updates(&mut self, updates: Vec<Update>) {

@@ -1,35 +1,26 @@
-//! The agent's socket: root's alone, by its folder, its mode and who is at the other end.
+//! The agent's socket for the CNI plugin and for commands that want the whole of what is known.
 
 use std::convert::Infallible;
-use std::fs::{self, DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::protocol::{LINE_MAX, Refusal, Reply, Request, Told, code};
 use crate::explain::names::Reference;
 use crate::node::Telling;
+use crate::root_socket::{Asked, bind, serve};
 
 /// How long ADD waits for its pod to be enforced. The kubelet tries again, so what takes longer is better told than waited for.
 pub const ADD_WAIT: Duration = Duration::from_secs(10);
 
-/// Whoever connects has this long to say what he wants.
-const REQUEST_WAIT: Duration = Duration::from_secs(5);
-
 /// More wait in the kernel until one of these has its answer.
 const CONNECTIONS_MAX: usize = 512;
-
-/// How long to wait when the process has no descriptors left; no event tells that it has some again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Before the socket is tried again; of room on a file system no event tells.
 const BIND_PAUSE: Duration = Duration::from_secs(1);
@@ -64,33 +55,12 @@ pub struct Senders {
     pub node: mpsc::Sender<Telling>,
 }
 
-/// Makes the socket. One that is there is of an agent that has ended, as nobody else has locked the pin folder.
-///
-/// # Errors
-///
-/// When it cannot be made, with its path.
-pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    let context = || format!("making the agent's socket {}", path.display());
-    let folder = path.parent().context("a socket lies in a folder")?;
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(context)?;
-    fs::set_permissions(folder, Permissions::from_mode(0o700)).with_context(context)?;
-    // By a rename, so that there is one at any time.
-    let new = path.with_extension("new");
-    if new.exists() {
-        fs::remove_file(&new).with_context(context)?;
-    }
-    let listener = UnixListener::bind(&new).with_context(context)?;
-    fs::set_permissions(&new, Permissions::from_mode(0o600)).with_context(context)?;
-    fs::rename(&new, path).with_context(context)?;
-    Ok(listener)
-}
-
 /// Makes the socket and serves until it is dropped. Where it cannot be made no pod is started by way of the plugin, and it is tried again.
 pub async fn run(path: PathBuf, senders: Senders) -> Infallible {
     let mut pause = BIND_PAUSE;
     loop {
         match bind(&path) {
-            Ok(listener) => match serve(listener, senders).await {},
+            Ok(listener) => match serve(listener, CONNECTIONS_MAX, |stream| converse(stream, &senders)).await {},
             Err(error) => tracing::error!(
                 error = format!("{error:#}"),
                 retry_s = pause.as_secs(),
@@ -102,48 +72,19 @@ pub async fn run(path: PathBuf, senders: Senders) -> Infallible {
     }
 }
 
-/// Serves until it is dropped.
-async fn serve(listener: UnixListener, senders: Senders) -> Infallible {
-    let mut connections = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => connections.push(connection(stream, &senders)),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection at the agent's socket");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(()) = connections.next() => {}
-        }
-    }
-}
-
-async fn connection(stream: UnixStream, senders: &Senders) {
-    if let Err(error) = converse(stream, senders).await {
-        tracing::debug!(error = format!("{error:#}"), "a connection to the agent's socket failed");
-    }
-}
-
 async fn converse(stream: UnixStream, senders: &Senders) -> anyhow::Result<()> {
-    let peer = stream.peer_cred().context("who asks")?;
-    let (read, mut write) = stream.into_split();
-    let mut line = String::new();
-    let mut lines = BufReader::new(read.take(LINE_MAX as u64));
-    tokio::time::timeout(REQUEST_WAIT, lines.read_line(&mut line)).await.context("nothing was asked")??;
-    let answer = if peer.uid() != 0 {
-        tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused: only root may ask at the agent's socket");
-        Err(Refusal { code: code::INVALID_ENVIRONMENT, message: "only root may ask the agent".to_owned() })
-    } else {
-        let gone = async {
-            let mut rest = [0; 1];
-            let _ = lines.read(&mut rest).await;
-        };
+    let asked = Asked::read(stream, LINE_MAX).await?;
+    let (uid, pid, is_root) = (asked.uid, asked.pid, asked.is_root());
+    let (line, mut write, gone) = asked.split();
+    let answer = if is_root {
         tokio::select! {
             answer = answer(&line, senders) => answer,
             // The plugin was ended, so nobody waits for its pod any longer.
             () = gone => return Ok(()),
         }
+    } else {
+        tracing::warn!(uid, pid, "refused: only root may ask at the agent's socket");
+        Err(Refusal { code: code::INVALID_ENVIRONMENT, message: "only root may ask the agent".to_owned() })
     };
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');

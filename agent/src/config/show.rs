@@ -1,14 +1,16 @@
 //! Flags of the commands that show something.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use palisade_common::Reason;
+use palisade_common::layout::CAPTURE_BYTES_MAX;
 
 use super::PIN_DIR;
 use crate::explain::port::PortSpec;
-use crate::show::filter::FilterFlags;
+use crate::show::filter::{FilterFlags, OtherFlags, pod_name};
 
 #[derive(Debug, Args)]
 pub struct ShowFlags {
@@ -166,6 +168,33 @@ pub struct DropsFlags {
     /// What is refused from now on, until interrupted.
     #[arg(short, long)]
     pub watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CaptureFlags {
+    /// The pod, of this node.
+    #[arg(value_name = "NAMESPACE/NAME", value_parser = pod_name)]
+    pub pod: String,
+    /// Write to this file; unless given, or where it is `-`, to standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// End after so many packets.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after this time, up to a day: 90s, 15m, 2h.
+    #[arg(long = "for", value_name = "TIME", value_parser = crate::pause::duration, default_value = "15m")]
+    pub duration: Duration,
+    /// So many bytes of each packet, its headers included.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=CAPTURE_BYTES_MAX as i64), default_value = "256")]
+    pub snaplen: u32,
+    #[command(flatten)]
+    pub other: OtherFlags,
+    /// Refused for this reason, such as no-rule.
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Reason::ALL.iter().filter(|reason| !reason.passes()).map(|reason| reason.name())), hide_possible_values = true)]
+    pub reason: Option<String>,
+    /// The agent's --pin-dir.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

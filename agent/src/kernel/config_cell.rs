@@ -61,6 +61,7 @@ impl ConfigCell {
             events_group_budget,
             events_admitted,
             exits_missing,
+            captures_until,
             ..
         } = *settings;
         self.store_exits_missing(exits_missing != 0);
@@ -74,6 +75,7 @@ impl ConfigCell {
             self.word(&raw mut (*config).events_admitted).store(events_admitted, Ordering::SeqCst);
         }
         self.store_pressure(inserts_safe, pressure_until);
+        self.store_captures_until(captures_until);
     }
 
     /// See [`Config::exits_missing`].
@@ -110,6 +112,13 @@ impl ConfigCell {
             // Who has raised it meanwhile knows better.
             let _ = word.compare_exchange(seen, second, Ordering::SeqCst, Ordering::SeqCst);
         }
+    }
+
+    /// See [`Config::captures_until`].
+    pub fn store_captures_until(&self, until: u64) {
+        // SAFETY: a place in the mapping.
+        let word = self.double_word(unsafe { &raw mut (*self.config.as_ptr()).captures_until });
+        word.store(until, Ordering::SeqCst);
     }
 
     /// [`Config::inserts_safe`] and [`Config::pressure_until`].

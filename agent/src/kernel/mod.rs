@@ -8,6 +8,7 @@ mod attach;
 mod awaited;
 mod batch;
 mod bulk;
+mod captures;
 mod config_cell;
 mod exits;
 mod filters;
@@ -50,6 +51,7 @@ pub use sizes::{OtherSize, Sizes};
 pub use stamp_mask::StampMask;
 pub use uplinks::{UPLINK, XdpMode, XdpRefusal, XdpWish};
 
+use self::captures::Captures;
 use self::found::FoundMaps;
 use self::predecessors::Predecessors;
 use self::trouble::Trouble;
@@ -108,6 +110,7 @@ impl Default for Settings {
 pub struct Kernel {
     ebpf: Ebpf,
     maps: Maps,
+    captures: Captures,
     pins: PinDir,
     predecessors: Predecessors,
     /// The epoch of our own tables as they were found.
@@ -171,6 +174,7 @@ impl Kernel {
         let interfaces = if is_first && !remade && mode == AttachMode::Tcx { interfaces } else { &[] };
         let mut ebpf = placeholder::beside(&pins, interfaces, || load(&pins, sizes, &held, settings))?;
         let mut maps = Maps::take(&mut ebpf)?;
+        let captures = Captures::take(&mut ebpf)?;
         if let Err(error) = predecessors::keep_types(&pins) {
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -212,6 +216,7 @@ impl Kernel {
         Ok(Self {
             ebpf,
             maps,
+            captures,
             pins,
             predecessors,
             found_at,

@@ -168,7 +168,7 @@ pub fn maps_folder(root: &Path) -> PathBuf {
     root.join(version_name()).join(MAPS)
 }
 
-/// An error that says so, if what is pinned is another version's alone.
+/// An error that says so, if what is pinned is another version's alone, or nothing is.
 pub(super) fn expect_ours(root: &Path) -> anyhow::Result<()> {
     let names = |versions: Vec<PathBuf>| {
         let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -181,6 +181,13 @@ pub(super) fn expect_ours(root: &Path) -> anyhow::Result<()> {
             root.display(),
             names(others),
             version_name()
+        );
+    }
+    // Who may not look is told by what he tries next.
+    if let Ok(false) = maps_folder(root).join("CONFIG").try_exists() {
+        bail!(
+            "nothing is enforced on this node: no agent with --pin-dir {} has made any tables, or `palisade uninstall` has taken them away",
+            root.display()
         );
     }
     Ok(())

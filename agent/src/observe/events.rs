@@ -92,20 +92,20 @@ pub fn address_text(family: u8, address: &palisade_common::layout::Address) -> S
     }
 }
 
-/// The ring buffer as a stream.
-pub struct Events {
+/// A ring buffer as a stream.
+pub struct Ring {
     ring: AsyncFd<RingBuf<MapData>>,
 }
 
-impl Events {
+impl Ring {
     pub fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
         // SAFETY: a RingBuf owns one descriptor, the map's, from its making to its end, and always returns it.
         let ring = unsafe { AsyncFd::register_with_interest(ring, tokio::io::Interest::READABLE) };
         Ok(Self { ring: ring.map_err(std::io::Error::from)? })
     }
 
-    /// Waits for events and takes at most `most` of them.
-    pub async fn next(&mut self, most: usize) -> std::io::Result<Vec<Report>> {
+    /// Waits for records and takes at most `most` of them; what cannot be decoded is passed over.
+    pub async fn next<T>(&mut self, most: usize, decode: fn(&[u8]) -> Option<T>) -> std::io::Result<Vec<T>> {
         let mut guard = self.ring.readable_mut().await?;
         let ring = guard.get_inner_mut();
         let mut taken = Vec::new();
@@ -115,7 +115,7 @@ impl Events {
                 emptied = true;
                 break;
             };
-            taken.extend(Report::decode(&item));
+            taken.extend(decode(&item));
         }
         if emptied {
             guard.clear_ready();

@@ -1,6 +1,7 @@
 //! What people see: refused flows, metrics, and the catalog of names for the numbers in the tables.
 
 pub mod accounts;
+pub mod capture;
 pub mod events;
 pub mod history;
 pub mod http;

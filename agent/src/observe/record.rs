@@ -66,6 +66,9 @@ pub struct Record {
     pub others: u64,
 }
 
+/// Where a packet was met that no interface has.
+pub const PROCESS: &str = "a process of the node";
+
 /// What turns CLOCK_MONOTONIC into time as people read it.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock {
@@ -76,6 +79,11 @@ pub struct WallClock {
 impl WallClock {
     pub fn now() -> Self {
         Self { offset: Timestamp::now().as_nanosecond() - i128::from(crate::pause::now()) }
+    }
+
+    /// Nanoseconds since 1970, UTC.
+    pub fn unix_nanos(self, monotonic: u64) -> u64 {
+        u64::try_from(i128::from(monotonic) + self.offset).unwrap_or_default()
     }
 
     /// RFC 3339 in UTC, to the millisecond.
@@ -104,7 +112,12 @@ impl Names {
 
 impl Record {
     pub fn of(entry: &Entry, clock: WallClock) -> Self {
-        let Entry { first, last, packets, names, .. } = entry;
+        let first = clock.text(entry.first);
+        Self { first, packets: entry.packets, ..Self::of_packet(&entry.last, &entry.names, clock) }
+    }
+
+    /// Of one packet.
+    pub fn of_packet(last: &Report, names: &Names, clock: WallClock) -> Self {
         let passes = last.reason.passes();
         let end = |address: Option<IpAddr>, port: u16| address.map(|address| end(address, port));
         Self {
@@ -123,8 +136,8 @@ impl Record {
             policies: names.policies.clone(),
             rule: names.rule.clone(),
             at: last.met.map(|met| place_name(last.hook, met)),
-            first: clock.text(*first),
-            packets: *packets,
+            first: clock.text(last.time),
+            packets: 1,
             more: 0,
             others: 0,
         }
@@ -137,40 +150,26 @@ impl Record {
     /// One line of the agent's own log. `text`: what the reason means.
     pub fn log(&self, text: &str) {
         let Self { pod, direction, peer, peer_address, protocol, source, destination, at, reason, rule, .. } = self;
+        let (verdict, more) = (&self.verdict, self.more);
         let peer = peer.clone().or_else(|| peer_address.map(|address| address.to_string()));
         let others = Some(self.others).filter(|others| *others != 0);
-        let (policies, more) = (self.policies.join(","), self.more);
-        if self.verdict == "refused" {
-            tracing::info!(
-                pod,
-                direction,
-                peer,
-                protocol,
-                source,
-                destination,
-                at,
-                reason,
-                isolated_by = policies,
-                more,
-                others,
-                "refused: {text}"
-            );
-        } else {
-            tracing::info!(
-                pod,
-                direction,
-                peer,
-                protocol,
-                source,
-                destination,
-                at,
-                reason,
-                rule,
-                more,
-                others,
-                "admitted: {text}"
-            );
-        }
+        // Of what is refused there is no rule, and of what is admitted the rule says more than the policies.
+        let isolated_by = Some(self.policies.join(",")).filter(|_| verdict == "refused");
+        tracing::info!(
+            pod,
+            direction,
+            peer,
+            protocol,
+            source,
+            destination,
+            at,
+            reason,
+            isolated_by,
+            rule,
+            more,
+            others,
+            "{verdict}: {text}"
+        );
     }
 }
 
@@ -185,7 +184,7 @@ fn pod_name(entry: &EndpointEntry) -> String {
 /// Where a packet was met that was not judged at the pod's own interface.
 fn place_name(hook: Hook, met: u32) -> String {
     match (hook, met) {
-        (_, MET_PROCESS) => "a process of the node".to_owned(),
+        (_, MET_PROCESS) => PROCESS.to_owned(),
         // What leaves is met there for the pod that sent it.
         (Hook::FromPod, met) => format!("interface {met}"),
         (Hook::ToPod, met) => format!("xdp, interface {met}"),

@@ -8,35 +8,31 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::capture::{self, CaptureAsk, Packet, Reading};
 use super::record::Record;
 use super::reporter::{LostLines, Recent};
 use super::state_dir;
-use crate::cni::server::bind;
+use crate::root_socket::{Asked, bind, serve};
 
 /// A question is at most this long (bytes): some thousands of addresses.
 pub const LINE_MAX: usize = 1 << 20;
 /// How many addresses may be asked about at once.
 pub const ADDRESSES_MAX: usize = 8192;
-/// Whoever connects has this long to say what he wants.
-const REQUEST_WAIT: Duration = Duration::from_secs(5);
 /// More wait in the kernel until one of these ends.
-const CONNECTIONS_MAX: usize = 32;
+const CONNECTIONS_MAX: usize = 32 + capture::READERS_MAX;
 /// So many may watch, so that there is always room for those who ask and go.
 const WATCHERS_MAX: usize = 24;
-/// How long to wait when the process has no descriptors left; no event tells that it has some again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Before the socket is tried again; of room on a file system no event tells.
 const BIND_PAUSE: Duration = Duration::from_secs(5);
 
@@ -54,6 +50,9 @@ pub enum Ask {
     Watch,
     /// Which pods have these addresses.
     Names { addresses: Vec<IpAddr> },
+    /// What is refused of a pod (`namespace/name`) from now on, with its first `snaplen` bytes, for so many seconds. Whoever asked ends it sooner
+    /// by closing his half of the connection, and is told what there still is.
+    Capture { pod: String, snaplen: u32, seconds: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +65,15 @@ pub enum Said {
     Lost(u64),
     Names(BTreeMap<IpAddr, String>),
     Refused(String),
+    /// From now on packets are captured; those of the pod's own interface are of this one.
+    Capturing {
+        interface: String,
+    },
+    Packet(Box<Packet>),
+    /// So many packets were not captured, or not told.
+    LostPackets(u64),
+    /// The capture has come to its end.
+    Over,
 }
 
 /// A question that only the agent's loop can answer.
@@ -81,6 +89,7 @@ pub struct Sources {
     pub recent: Recent,
     pub watchers: broadcast::Sender<Arc<Record>>,
     pub names: mpsc::Sender<NamesAsked>,
+    pub captures: mpsc::Sender<CaptureAsk>,
     pub lost: LostLines,
 }
 
@@ -88,7 +97,7 @@ pub struct Sources {
 pub async fn run(path: PathBuf, sources: Sources) -> Infallible {
     loop {
         match bind(&path) {
-            Ok(listener) => match serve(listener, &sources).await {},
+            Ok(listener) => match serve(listener, CONNECTIONS_MAX, |stream| converse(stream, &sources)).await {},
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "`palisade drops` cannot ask this agent");
             }
@@ -97,36 +106,12 @@ pub async fn run(path: PathBuf, sources: Sources) -> Infallible {
     }
 }
 
-async fn serve(listener: UnixListener, sources: &Sources) -> Infallible {
-    let mut connections = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => connections.push(connection(stream, sources)),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection at the socket of those who look");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(()) = connections.next() => {}
-        }
-    }
-}
-
-async fn connection(stream: UnixStream, sources: &Sources) {
-    if let Err(error) = converse(stream, sources).await {
-        tracing::debug!(error = format!("{error:#}"), "a connection of one who looks has ended");
-    }
-}
-
 async fn converse(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
-    let peer = stream.peer_cred().context("who asks")?;
-    let (read, mut write) = stream.into_split();
-    let mut line = String::new();
-    let mut lines = BufReader::new(read.take(LINE_MAX as u64));
-    tokio::time::timeout(REQUEST_WAIT, lines.read_line(&mut line)).await.context("nothing was asked")??;
-    if peer.uid() != 0 {
-        tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused: only root may see who talks to whom");
+    let asked = Asked::read(stream, LINE_MAX).await?;
+    let (uid, pid, is_root) = (asked.uid, asked.pid, asked.is_root());
+    let (line, mut write, gone) = asked.split();
+    if !is_root {
+        tracing::warn!(uid, pid, "refused: only root may see who talks to whom");
         return say(&mut write, &Said::Refused("only root may see who talks to whom".to_owned())).await;
     }
     match serde_json::from_str(&line) {
@@ -144,11 +129,10 @@ async fn converse(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
             say(&mut write, &Said::Refused(format!("{WATCHERS_MAX} are watching already"))).await
         }
         Ok(Ask::Watch) => {
-            let mut rest = [0; 1];
             tokio::select! {
                 watched = watch(&mut write, sources) => watched,
                 // Whoever watched has gone.
-                _ = lines.read(&mut rest) => Ok(()),
+                () = gone => Ok(()),
             }
         }
         Ok(Ask::Names { addresses }) => {
@@ -156,6 +140,57 @@ async fn converse(stream: UnixStream, sources: &Sources) -> anyhow::Result<()> {
             sources.names.send(NamesAsked { addresses, answer }).await.context("the agent is ending")?;
             say(&mut write, &Said::Names(names.await.context("the agent is ending")?)).await
         }
+        Ok(Ask::Capture { pod, snaplen, seconds }) => {
+            let duration = Duration::from_secs(seconds);
+            match capture::begin(&sources.captures, pod, snaplen, duration).await? {
+                Ok(reading) => captured(&mut write, &sources.captures, reading, gone).await,
+                Err(why) => say(&mut write, &Said::Refused(why)).await,
+            }
+        }
+    }
+}
+
+async fn captured(
+    write: &mut OwnedWriteHalf,
+    captures: &mpsc::Sender<CaptureAsk>,
+    mut reading: Reading,
+    gone: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let told = tell_packets(write, &mut reading, gone).await;
+    // Whatever has become of whoever asked, the kernel is told.
+    capture::end(captures, &reading).await?;
+    told?;
+    while let Some(packet) = reading.packets.recv().await {
+        say(write, &Said::Packet(Box::new(packet))).await?;
+    }
+    tell_lost(write, &reading).await?;
+    say(write, &Said::Over).await
+}
+
+/// Until its time is over, or whoever asked wants no more.
+async fn tell_packets(
+    write: &mut OwnedWriteHalf,
+    reading: &mut Reading,
+    gone: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    say(write, &Said::Capturing { interface: reading.interface.clone() }).await?;
+    tokio::pin!(gone);
+    loop {
+        tokio::select! {
+            packet = reading.packets.recv() => match packet {
+                Some(packet) => say(write, &Said::Packet(Box::new(packet))).await?,
+                None => return Ok(()),
+            },
+            () = &mut gone => return Ok(()),
+        }
+        tell_lost(write, reading).await?;
+    }
+}
+
+async fn tell_lost(write: &mut OwnedWriteHalf, reading: &Reading) -> anyhow::Result<()> {
+    match reading.lost.swap(0, Ordering::Relaxed) {
+        0 => Ok(()),
+        lost => say(write, &Said::LostPackets(lost)).await,
     }
 }
 

@@ -131,7 +131,7 @@ fn watch(out: &mut dyn Write, mut conversation: Conversation, flags: &DropsFlags
                 }
             }
             Said::Watching => eprintln!("palisade: watching; the same is told once in ten seconds, with a count"),
-            Said::Record(_) | Said::Names(_) | Said::Refused(_) => {}
+            _ => {}
         }
         out.flush()?;
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use clap::Args;
 use ipnet::IpNet;
 
-/// Everything that is given has to hold.
+/// Which flows are shown. Everything that is given has to hold.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Which flows")]
 pub struct FilterFlags {
@@ -15,6 +15,14 @@ pub struct FilterFlags {
     /// One end is a pod of this namespace.
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
+    #[command(flatten)]
+    pub other: OtherFlags,
+}
+
+/// What does not say whose flow it is.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Which flows")]
+pub struct OtherFlags {
     /// One end (with --pod: the other one) is this pod, has this address, or one of this prefix.
     #[arg(long, value_name = "NAMESPACE/NAME|ADDRESS|CIDR", value_parser = peer)]
     pub peer: Option<Peer>,
@@ -40,7 +48,7 @@ pub struct End<'a> {
     pub address: Option<IpAddr>,
 }
 
-fn pod_name(text: &str) -> Result<String, String> {
+pub fn pod_name(text: &str) -> Result<String, String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(text.to_owned())
@@ -88,13 +96,16 @@ impl FilterFlags {
         let [one, other] = ends;
         let pod = self.pod.as_deref();
         let ends = [(one, other), (other, one)].into_iter().any(|(end, other)| {
-            pod.is_none_or(|pod| end.is_pod(pod)) && self.peer.as_ref().is_none_or(|peer| peer.is(other))
+            pod.is_none_or(|pod| end.is_pod(pod)) && self.other.peer.as_ref().is_none_or(|peer| peer.is(other))
         });
         let namespace =
             self.namespace.as_deref().is_none_or(|namespace| one.is_in(namespace) || other.is_in(namespace));
-        let wanted =
-            self.protocol.as_deref().is_none_or(|wanted| protocol.is_some_and(|is| is.eq_ignore_ascii_case(wanted)));
-        ends && namespace && wanted && self.port.is_none_or(|wanted| port == Some(wanted))
+        let wanted = self
+            .other
+            .protocol
+            .as_deref()
+            .is_none_or(|wanted| protocol.is_some_and(|is| is.eq_ignore_ascii_case(wanted)));
+        ends && namespace && wanted && self.other.port.is_none_or(|wanted| port == Some(wanted))
     }
 }
 

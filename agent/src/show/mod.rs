@@ -1,5 +1,6 @@
 //! Commands that read the loaded state: pins for the numbers, the agent's catalog for their names.
 
+mod capture;
 mod check;
 mod diff;
 mod drops;
@@ -11,12 +12,14 @@ mod live;
 mod manual;
 mod maps;
 pub mod page;
+mod pcap;
 mod policies;
 mod rows;
 mod status;
 pub mod style;
 pub mod table;
 
+pub use capture::capture;
 pub use check::check;
 pub use diff::maps_diff;
 pub use drops::drops;

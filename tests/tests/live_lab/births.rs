@@ -7,6 +7,7 @@ use std::path::Path;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use palisade::kernel::{AttachMode, Kernel, PinDir, Settings, Sizes, Standing};
+use palisade::observe::state_dir;
 use palisade_tests::bench::restart::attempts::{Attempts, Kind};
 use palisade_tests::lab::server::Server;
 use palisade_tests::lab::{Netns, Node, Pod, PodSpec, objects};
@@ -188,6 +189,7 @@ fn an_interface_that_is_renamed_keeps_its_programs() {
 fn programs_go_by_index_whatever_the_name_says() {
     for (name, mode) in [("tcx", AttachMode::Tcx), ("clsact", AttachMode::Clsact)] {
         let scene = Scene::new("stale");
+        scene.lab.guard().folder(&state_dir(&scene.node.pin_dir));
         let [_, b, c] = &scene.pods;
         let index = scene.index_of(&b.host_interface);
         let on = || [b, c].map(|pod| programs(&scene, name, &pod.host_interface));

@@ -85,6 +85,9 @@ fn uninstall_leaves_nothing() {
         scene.expect_tcp(a, b, 81, true, "traffic flows again");
         let again = palisade(&scene.node, &["uninstall"]).expect("palisade runs");
         assert!(again.status.success(), "a second time there is nothing to do");
+        let status = palisade(&scene.node, &["status"]).expect("palisade runs");
+        let said = String::from_utf8_lossy(&status.stderr);
+        assert!(status.status.code() == Some(1) && said.contains("nothing is enforced on this node"), "{said}");
     }
 }
 

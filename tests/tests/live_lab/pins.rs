@@ -301,6 +301,8 @@ fn a_full_state_folder_stops_nothing() {
     scene.policy("p", ONLY_80);
     let state = state_dir(&scene.node.pin_dir);
     fs::create_dir_all(&state).expect("a folder");
+    // The mount goes before the folder.
+    scene.lab.guard().folder(&state);
     scene.lab.guard().mount(&state);
     mount("tmpfs", &state, "tmpfs", MountFlags::empty(), Some(c"size=4k")).expect("a tmpfs");
     let filling = state.join("filling");

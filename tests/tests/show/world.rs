@@ -1,7 +1,6 @@
 //! Two nodes joined by VXLAN, pods on both, a machine outside, and an agent on each; policies of every kind of peer and port.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use palisade_tests::lab::agent::palisade_command;
 use palisade_tests::lab::server::Server;
@@ -108,20 +107,8 @@ impl World {
         put(&objects::service("shop", "db", &ports));
         let options = AgentOptions::manifests(&manifests.folder).argument("--drift-every=1s");
         let agents = nodes.iter().map(|node| Agent::start(&lab, node, &options).expect("an agent")).collect();
-        let world = Self { places, agents, _manifests: manifests, nodes, lab };
-        world.wait_for_names();
-        world
-    }
-
-    /// The catalog of names follows what is in force, a tenth of a second later.
-    fn wait_for_names(&self) {
-        let end = Instant::now() + Duration::from_secs(20);
-        let known =
-            |place: &&Place| place.node.is_none_or(|node| self.palisade(node, &["endpoints"]).1.contains(&place.name));
-        while let Some(place) = self.places.iter().find(|place| !known(place)) {
-            assert!(Instant::now() < end, "{} has no name", place.name);
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        // Names are known as soon as an agent says that it is ready.
+        Self { places, agents, _manifests: manifests, nodes, lab }
     }
 
     pub fn place(&self, name: &str) -> &Place {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::btf::{Btf, Leaves};
 use crate::kernel::EBPF_OBJECT;
 use crate::kernel::pins::{PinDir, maps_folder};
+use crate::kernel::sizes::{Sizes, pinned};
 use crate::observe::state_dir;
 
 /// The integers of a map's keys and values.
@@ -52,7 +53,10 @@ fn layouts(object: &Object) -> anyhow::Result<Layouts> {
     let mut layouts = Layouts::new();
     for (name, map) in &object.maps {
         let Map::Btf(map) = map else { continue };
-        // The ring buffer has neither.
+        // What is not pinned nobody takes over.
+        if !pinned(Sizes::default()).iter().any(|(pinned, _)| pinned == name) {
+            continue;
+        }
         if let (Ok(key), Ok(value)) = (btf.leaves(map.def.btf_key_type_id), btf.leaves(map.def.btf_value_type_id)) {
             layouts.insert(name.clone(), Layout { key, value });
         }
