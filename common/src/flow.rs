@@ -125,7 +125,9 @@ impl<'a, T: Tables> At<'a, T> {
     /// A packet may pass for what is remembered of its flow, or what may have been forgotten of it.
     #[inline(always)]
     pub(crate) fn may_be_known(&self) -> bool {
-        self.tables.flow(&self.key).is_some() || self.is_newly_isolated() || self.tables.pressure(self.now)
+        self.tables.flow(&self.key).is_some()
+            || is_newly_isolated(self.tables, self.record, self.now)
+            || self.tables.pressure(self.now)
     }
 
     /// A packet of a flow whose time is being written. Where the pod has opened it, it awaits answers.
