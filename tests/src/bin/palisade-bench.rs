@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use palisade_tests::bench::{
-    events, exits, in_kernel, load, pods, policy, restart, scale, service_traffic, size, start, throughput,
+    commands, events, exits, in_kernel, load, pods, policy, restart, scale, service_traffic, size, start, throughput,
 };
 
 const USAGE: &str = "\
@@ -25,6 +25,7 @@ usage: palisade-bench [NAME…]
                  `churn --changes COUNT`: so many instead
   apiserver      what one agent asks of the API server, and what the watches of 100 and of 1,000 cost it
   events         what it costs the agent to tell of 10,000 refused flows a second
+  commands       how long each command takes that shows something, on a node with 250 pods
   in-kernel      what a packet costs in the kernel programs, by test runs
   exits          what a packet costs where it leaves the node, by test runs
   scale          how that grows with the number of rules, pods and ranges of ports
@@ -35,7 +36,7 @@ Without a name all are measured (`connections` as a part of `throughput`), which
 type Bench = fn() -> Result<()>;
 
 /// By name, in the order in which they are run: the last three move their thread into namespaces of its own.
-const BENCHES: [(&str, Bench); 14] = [
+const BENCHES: [(&str, Bench); 15] = [
     ("throughput", throughput::run),
     ("connections", throughput::run_connections),
     ("services", service_traffic::run),
@@ -47,6 +48,7 @@ const BENCHES: [(&str, Bench); 14] = [
     ("churn", || size::run_churn(size::HOUR)),
     ("apiserver", size::run_apiserver),
     ("events", events::run),
+    ("commands", commands::run),
     ("in-kernel", in_kernel::run),
     ("exits", exits::run),
     ("scale", scale::run),
