@@ -32,7 +32,8 @@ usage: cargo xtask COMMAND [ARGUMENTS]
   prove    random cases before three judges: `--cases N --seed S [--loaded N] [--threads T]`; `--help` says more
   bench    speed; without names all of it: `in-kernel`, what a packet costs; `scale`, how that grows with rules, pods and
            ports; `throughput`, what a pod gets through with an agent and without (`connections`: new ones alone);
-           `policy`, how soon one holds; `start`, how soon an agent enforces, and its size
+           `policy`, how soon one holds; `start`, how soon an agent enforces, and its size;
+           `commands`, how long those take that show something
   image    the image, as an OCI layout and an archive of it in target/image: `--platform linux/amd64|linux/arm64|all`,
            `--tag NAME:TAG`, `--output DIR`, `--source URL` for the label (docs/image.md)
   sbom     only the bill of materials that is in the image: `--platform`, `--output`

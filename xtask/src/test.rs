@@ -114,6 +114,7 @@ fn live() -> Result<()> {
     let object = kernel_programs()?;
     setup::lab()?;
     setup::control_plane()?;
+    setup::kubectl()?;
     setup::services()?;
     setup::prometheus()?;
     // Cargo builds the helpers with the tests. One at a time: labs can live side by side, but two cores cannot keep the deadlines of many.

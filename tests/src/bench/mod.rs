@@ -4,6 +4,7 @@
 //! Run by `cargo xtask bench`; figures and how to read them are in docs/benchmarks.md.
 
 mod cluster;
+pub mod commands;
 pub mod events;
 pub mod exits;
 pub mod in_kernel;

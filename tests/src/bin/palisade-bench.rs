@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use palisade_tests::bench::{
-    events, exits, in_kernel, load, pods, policy, restart, scale, service_traffic, size, start, throughput, xdp,
+    commands, events, exits, in_kernel, load, pods, policy, restart, scale, service_traffic, size, start, throughput,
+    xdp,
 };
 
 const USAGE: &str = "\
@@ -25,6 +26,7 @@ usage: palisade-bench [NAME…]
                  `churn --changes COUNT`: so many instead
   apiserver      what one agent asks of the API server, and what the watches of 100 and of 1,000 cost it
   events         what it costs the agent to tell of 10,000 refused flows a second
+  commands       how long each command takes that shows something, on a node with 250 pods
   in-kernel      what a packet costs in the kernel programs, by test runs
   xdp            a refused flood on one core: at the uplink (--xdp), at the pod's interface, and by netfilter
   exits          what a packet costs where it leaves the node, by test runs
@@ -36,7 +38,7 @@ Without a name all are measured (`connections` as a part of `throughput`), which
 type Bench = fn() -> Result<()>;
 
 /// By name, in the order in which they are run: the last three move their thread into namespaces of its own.
-const BENCHES: [(&str, Bench); 15] = [
+const BENCHES: [(&str, Bench); 16] = [
     ("throughput", throughput::run),
     ("connections", throughput::run_connections),
     ("services", service_traffic::run),
@@ -49,6 +51,7 @@ const BENCHES: [(&str, Bench); 15] = [
     ("apiserver", size::run_apiserver),
     ("events", events::run),
     ("xdp", xdp::run),
+    ("commands", commands::run),
     ("in-kernel", in_kernel::run),
     ("exits", exits::run),
     ("scale", scale::run),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -108,6 +108,9 @@ impl ControlPlane {
             format!("--service-account-key-file={}", file("account.crt")),
             format!("--service-account-signing-key-file={}", file("account.key")),
             "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112".to_owned(),
+            "--kubelet-client-certificate=admin.crt".to_owned(),
+            "--kubelet-client-key=admin.key".to_owned(),
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
         ];
         let more: &[&str] = match self.profile {
             Profile::Objects => &[
@@ -115,13 +118,7 @@ impl ControlPlane {
                 "--disable-admission-plugins=ServiceAccount",
                 "--endpoint-reconciler-type=none",
             ],
-            Profile::Nodes => &[
-                "--authorization-mode=Node,RBAC",
-                "--enable-admission-plugins=NodeRestriction",
-                "--kubelet-client-certificate=admin.crt",
-                "--kubelet-client-key=admin.key",
-                "--kubelet-preferred-address-types=InternalIP",
-            ],
+            Profile::Nodes => &["--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction"],
         };
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         self.spawn(guard, "kube-apiserver", &arguments)?;
@@ -244,6 +241,13 @@ impl ControlPlane {
             fs::write(&kubeconfig, serde_norway::to_string(&kubeconfig_of(&self.folder, name))?)?;
         }
         Ok(kubeconfig)
+    }
+
+    /// Key and certificate of a server at an address, signed by the lab's authority.
+    pub fn server_keys(&self, name: &str, subject: &str, address: IpAddr) -> Result<[PathBuf; 2]> {
+        let names = format!("subjectAltName=IP:{address}");
+        request(&self.folder, name, subject, &[SIGNED, &["-addext", &names]].concat())?;
+        Ok(["key", "crt"].map(|kind| self.folder.join(format!("{name}.{kind}"))))
     }
 
     /// With its keys, kubeconfigs and logs.

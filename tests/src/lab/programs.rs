@@ -28,6 +28,16 @@ pub fn dns() -> Result<PathBuf> {
     find("lab/dns/coredns").context("CoreDNS is not built: `cargo xtask setup`")
 }
 
+/// Folder of kubectl.
+pub fn kubectl() -> Result<PathBuf> {
+    find("lab/kubectl").context("kubectl is not built: `cargo xtask setup`")
+}
+
+/// What stands for a kubelet.
+pub fn kubelet_stub() -> Result<PathBuf> {
+    Ok(kubectl()?.join("kubelet-stub"))
+}
+
 /// A program of a cluster's nodes: of folder `part` of `cargo xtask cluster`.
 pub fn of_cluster(part: &str, name: &str) -> Result<PathBuf> {
     find(&format!("lab/{part}/{name}")).with_context(|| format!("{name} is not built: `cargo xtask cluster`"))

@@ -1,5 +1,5 @@
 //! What is built from Go modules (tests/go): libcni with the plugins that Flannel delegates to, etcd and kube-apiserver,
-//! kube-proxy, and CoreDNS.
+//! kubectl, kube-proxy, and CoreDNS.
 //!
 //! Everything is built from published modules at the versions of go.mod and go.sum, into a folder of the cache that is
 //! named by what it was built from.
@@ -59,6 +59,17 @@ pub fn provide_kube_proxy() -> Result<(PathBuf, String)> {
     let module = modules().join("controlplane/kube");
     cached("kube-proxy", &module, |folder| {
         build(&module, folder, "kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", &release_flags(&module)?)
+    })
+}
+
+/// kubectl, and what stands for a kubelet where it asks for a command in a pod. Of the modules that the API server is made of.
+pub fn provide_kubectl() -> Result<(PathBuf, String)> {
+    let module = modules().join("kubectl");
+    cached("kubectl", &module, |folder| {
+        for program in ["kubectl", "kubelet-stub"] {
+            build(&module, folder, program, &format!("./cmd/{program}"), "-s -w")?;
+        }
+        Ok(())
     })
 }
 

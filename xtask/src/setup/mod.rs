@@ -61,6 +61,11 @@ pub fn control_plane() -> Result<()> {
     link("control-plane", &folder)
 }
 
+/// kubectl and what stands for a kubelet as `target/lab/kubectl`.
+pub fn kubectl() -> Result<()> {
+    link("kubectl", &step("kubectl", go::provide_kubectl)?)
+}
+
 /// kube-proxy and a DNS server for tests of Services, as `target/lab/kube-proxy` and `target/lab/dns`.
 pub fn services() -> Result<()> {
     step("packages of kube-proxy", || packages::provide(packages::KUBE_PROXY))?;
@@ -121,6 +126,7 @@ pub fn all() -> Result<()> {
     toolchain()?;
     lab()?;
     control_plane()?;
+    kubectl()?;
     services()?;
     prometheus()?;
     cxx()?;
