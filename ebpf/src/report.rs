@@ -132,7 +132,11 @@ fn told(ctx: &TcContext, packet: &Packet, ruling: Ruling, place: Place) {
     if ruling.reason_number() == Reason::Malformed as u8 || ruling.reason_number() == Reason::Unsettled as u8 {
         debug!(ctx, "interface {}: {} bytes refused, reason {}", place as u32, ctx.len(), ruling.reason_number());
     }
-    send(config, packet, ruling, Told { ifindex, hook, met, rule });
+    let told = Told { time: now(), ifindex, class: ruling.class(), met, rule, hook, reason: ruling.reason_number() };
+    if !passes && told.time < config.captures_until {
+        capture::palisade_capture(ctx.skb.skb, packet, capture::about(&told, place & RAW != 0), told.class, met);
+    }
+    send(config, packet, &told);
 }
 
 /// The same of a packet to the pod at this interface that is refused where it comes in, by the device `uplink` (interface index).
@@ -145,36 +149,36 @@ pub fn tell_early(packet: &Packet, ruling: Ruling, ifindex: u32, uplink: u32) {
     }
     account(ifindex, TO_POD, false);
     if let Some(config) = maps::CONFIG.get(0) {
-        send(config, packet, ruling, Told { ifindex, hook: TO_POD, met: uplink, rule: 0 });
+        let (class, reason) = (ruling.class(), ruling.reason_number());
+        send(config, packet, &Told { time: now(), ifindex, class, met: uplink, rule: 0, hook: TO_POD, reason });
     }
 }
 
-/// What an event says beside its packet.
-struct Told {
-    ifindex: u32,
-    hook: u8,
-    met: u32,
-    rule: u32,
+/// Nanoseconds, CLOCK_MONOTONIC. Coarse, as the exact clock costs more than sending the event does where reading the processor's counter is
+/// slow.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Whether somebody captures what is refused of the interface's pod.
+#[inline(always)]
+pub fn is_captured(ifindex: u32) -> bool {
+    maps::CONFIG.get(0).is_some_and(|config| now() < config.captures_until)
+        && maps::CAPTURES.get_ptr_mut(ifindex).is_some()
 }
 
 /// Sends an event if the budgets allow.
 #[inline(always)]
-fn send(config: &Config, packet: &Packet, ruling: Ruling, Told { ifindex, hook, met, rule }: Told) {
-    // Coarse, as the exact clock costs more than sending the event does where reading the processor's counter is slow.
-    // SAFETY: a helper without arguments.
-    let time = unsafe { bpf_ktime_get_coarse_ns() };
-    let (class, reason) = (ruling.class(), ruling.reason_number());
-    let told = Told { time, ifindex, class, met, rule, hook, reason };
-    if !passes && time < config.captures_until {
-        capture::palisade_capture(ctx.skb.skb, packet, capture::about(&told, place & RAW != 0), class, met);
-    }
-    let group = (u32::from(hook) << 8 | u32::from(reason), ifindex);
-    if !is_within_budget(config, group, (time >> 30) as u32) {
+fn send(config: &Config, packet: &Packet, told: &Told) {
+    let group = (u32::from(told.hook) << 8 | u32::from(told.reason), told.ifindex);
+    if !is_within_budget(config, group, (told.time >> 30) as u32) {
         return lost();
     }
     let Some(mut record) = maps::EVENTS.reserve(0) else { return lost() };
     // SAFETY: the record is ours until it is submitted.
-    unsafe { fill(record.as_mut_ptr(), packet, &told) };
+    unsafe { fill(record.as_mut_ptr(), packet, told) };
     record.submit(RING_FLAGS);
 }
 

@@ -49,7 +49,8 @@ fn judge(ctx: &XdpContext) -> u32 {
     // SAFETY: as above.
     let packet = unsafe { &*packet };
     let Some((ruling, ifindex)) = decide::refused_early(&Maps::ALONE, packet) else { return xdp_action::XDP_PASS };
-    if parts::palisade_is_paused(ifindex) != 0 {
+    // What somebody captures is refused where there is an skb to capture.
+    if parts::palisade_is_paused(ifindex) != 0 || report::is_captured(ifindex) {
         return xdp_action::XDP_PASS;
     }
     report::count(ruling);
