@@ -247,23 +247,24 @@ fn link_kind(info: &[u8]) -> Result<LinkKind, DecodeError> {
             _ => {}
         }
     }
-    if is_vxlan { Ok(LinkKind::Vxlan(vxlan(&data.unwrap_or_default())?)) } else { Ok(kind) }
+    if is_vxlan { Ok(LinkKind::Vxlan(vxlan(&data.unwrap_or_default()))) } else { Ok(kind) }
 }
 
-fn vxlan(data: &[u8]) -> Result<Vxlan, DecodeError> {
+/// What cannot be read is not there: nothing but what comes by this tunnel depends on it.
+fn vxlan(data: &[u8]) -> Vxlan {
     let mut vxlan = Vxlan { local: None, vni: 0, port: 0 };
-    for attribute in NlasIterator::new(data) {
-        let attribute: NlaBuffer<_> = attribute?;
+    for attribute in NlasIterator::new(data).flatten() {
+        let attribute: NlaBuffer<_> = attribute;
         let value = attribute.value();
         match attribute.kind() {
-            IFLA_VXLAN_ID => vxlan.vni = parse_u32(value)?,
+            IFLA_VXLAN_ID => vxlan.vni = parse_u32(value).unwrap_or_default(),
             IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => vxlan.local = ip(value),
             // As it travels.
             IFLA_VXLAN_PORT => vxlan.port = value.try_into().map_or(0, u16::from_be_bytes),
             _ => {}
         }
     }
-    Ok(vxlan)
+    vxlan
 }
 
 /// A name may hold any bytes, and a pod names its side as it likes: it must not become unreadable by that.

@@ -246,6 +246,8 @@ mod tests {
                 "palisade_paused_node 1",
                 "palisade_paused_endpoints 2",
                 "palisade_events_lost_total 3",
+                r#"palisade_refused_early_total{hook="xdp"} 6"#,
+                r#"palisade_xdp_devices{mode="missing"} 0"#,
                 "palisade_midstream_total 2",
                 "palisade_service_flows_answered_total 7",
                 "palisade_service_flows_judged_total 8",
@@ -259,7 +261,7 @@ mod tests {
             }
             let types = lines.iter().filter(|line| line.starts_with("# TYPE")).count();
             assert_eq!(types, lines.iter().filter(|line| line.starts_with("# HELP")).count());
-            assert_eq!(types, 23);
+            assert_eq!(types, 25);
         })
         .await;
     }

@@ -82,13 +82,26 @@ fn links() {
         attribute(IFLA_MASTER, &[0; 4]),
         attribute(IFLA_LINK, &[0; 4]),
         attribute(IFLA_LINK_NETNSID, &(-1i32).to_ne_bytes()),
-        attribute(IFLA_LINKINFO, &attribute(IFLA_INFO_KIND, b"vxlan\0")),
+        attribute(IFLA_LINKINFO, &attribute(IFLA_INFO_KIND, b"bond\0")),
     ];
     let none = Link { mac: None, master: None, peer: None, netns_id: None, kind: LinkKind::Other, ..veth_link() };
     assert_eq!(
         bodies(&link_message(RTM_NEWLINK, unspec, &other)),
-        [Body::Link(Link { name: "eth\u{fffd}".into(), ..none })]
+        [Body::Link(Link { name: "eth\u{fffd}".into(), ..none.clone() })]
     );
+    let vxlan = |data: &[Vec<u8>]| {
+        let info = [attribute(IFLA_INFO_KIND, b"vxlan\0"), attribute(IFLA_INFO_DATA, &data.concat())].concat();
+        let link = [attribute(IFLA_IFNAME, b"flannel.1\0"), attribute(IFLA_LINKINFO, &info)];
+        bodies(&link_message(RTM_NEWLINK, unspec, &link))
+    };
+    let wanted = |vxlan| [Body::Link(Link { name: "flannel.1".into(), kind: LinkKind::Vxlan(vxlan), ..none.clone() })];
+    let (vni, port) = (attribute(IFLA_VXLAN_ID, &1_u32.to_ne_bytes()), attribute(IFLA_VXLAN_PORT, &[0x21, 0x18]));
+    let local = attribute(IFLA_VXLAN_LOCAL, &[172, 30, 0, 11]);
+    let whole = Vxlan { local: Some([172, 30, 0, 11].into()), vni: 1, port: 8472 };
+    assert_eq!(vxlan(&[vni, local, port]), wanted(whole));
+    // An odd attribute loses nothing but itself.
+    let odd = [attribute(IFLA_VXLAN_ID, &[1]), attribute(IFLA_VXLAN_PORT, &[1, 2, 3])];
+    assert_eq!(vxlan(&odd), wanted(Vxlan { local: None, vni: 0, port: 0 }));
 }
 
 #[test]
