@@ -121,15 +121,18 @@ fn port(record: &Record) -> String {
     }
 }
 
+fn lost(out: &mut dyn Write, lost_lines: u64, output: Output) -> anyhow::Result<()> {
+    if !structured(out, output, &Lost { lost_lines })? {
+        writeln!(out, "... {lost_lines} lines were lost: whoever reads this is too slow")?;
+    }
+    Ok(())
+}
+
 fn watch(out: &mut dyn Write, mut conversation: Conversation, flags: &DropsFlags) -> anyhow::Result<()> {
     while let Some(said) = conversation.next()? {
         match said {
             Said::Record(record) if is_wanted(&record, flags) => line(out, &record, flags.show.output)?,
-            Said::Lost(lost_lines) => {
-                if !structured(out, flags.show.output, &Lost { lost_lines })? {
-                    writeln!(out, "... {lost_lines} lines were lost: whoever reads this is too slow")?;
-                }
-            }
+            Said::Lost(lost_lines) => lost(out, lost_lines, flags.show.output)?,
             Said::Watching => eprintln!("palisade: watching; the same is told once in ten seconds, with a count"),
             _ => {}
         }
