@@ -146,7 +146,7 @@ impl Lab {
                 NodeChange::Addresses(addresses) => {
                     self.addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
                 }
-                NodeChange::Resynced(_) => {}
+                NodeChange::PodGateways(_) | NodeChange::Resynced(_) => {}
             }
         }
     }
