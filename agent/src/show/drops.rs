@@ -131,7 +131,14 @@ fn watch(out: &mut dyn Write, mut conversation: Conversation, flags: &DropsFlags
                 }
             }
             Said::Watching => eprintln!("palisade: watching; the same is told once in ten seconds, with a count"),
-            _ => {}
+            // Of other questions.
+            Said::Record(_)
+            | Said::Names(_)
+            | Said::Refused(_)
+            | Said::Capturing { .. }
+            | Said::Packet(_)
+            | Said::LostPackets(_)
+            | Said::Over => {}
         }
         out.flush()?;
     }
