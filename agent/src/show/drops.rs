@@ -134,7 +134,14 @@ fn watch(out: &mut dyn Write, mut conversation: Conversation, flags: &DropsFlags
             Said::Record(record) if is_wanted(&record, flags) => line(out, &record, flags.show.output)?,
             Said::Lost(lost_lines) => lost(out, lost_lines, flags.show.output)?,
             Said::Watching => eprintln!("palisade: watching; the same is told once in ten seconds, with a count"),
-            _ => {}
+            // Of other questions.
+            Said::Record(_)
+            | Said::Names(_)
+            | Said::Refused(_)
+            | Said::Capturing { .. }
+            | Said::Packet(_)
+            | Said::LostPackets(_)
+            | Said::Over => {}
         }
         out.flush()?;
     }
