@@ -4,7 +4,9 @@
 //! The kernel makes frames without skbs (BPF_PROG_TEST_RUN, BPF_F_TEST_XDP_LIVE_FRAMES) and redirects them into the uplink's other end,
 //! so that none has an skb before the node has seen it. Making them is part of what is measured, the same for all.
 
-use std::os::fd::AsFd as _;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -69,6 +71,27 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// With it a veth takes frames that have no skb, whether or not it has a program.
+fn switch_gro_on(device: &str) -> io::Result<()> {
+    // linux/sockios.h, linux/ethtool.h
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_SGRO: u32 = 0x2c;
+    /// `struct ifreq`.
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IFNAMSIZ],
+        data: *mut [u32; 2],
+        rest: [u8; 16],
+    }
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let mut value = [ETHTOOL_SGRO, 1];
+    let mut request = Request { name: [0; libc::IFNAMSIZ], data: &raw mut value, rest: [0; 16] };
+    request.name[..device.len()].copy_from_slice(device.as_bytes());
+    // SAFETY: the request is a whole `struct ifreq`, and `value` the `struct ethtool_value` that it points to; both outlive the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 impl Way {
     const fn name(self) -> &'static str {
         match self {
@@ -101,11 +124,7 @@ impl World {
             manifests.put(&object)?;
         }
         manifests.put(&objects::policy("bench", "p", POLICY)?)?;
-        // With it a veth takes frames that have no skb.
-        for (netns, device) in [(&node.netns, "eth0"), (&lab.underlay, "node1")] {
-            let status = netns.command("ethtool").args(["-K", device, "gro", "on"]).status().context("ethtool")?;
-            ensure!(status.success(), "ethtool -K {device} gro on: {status}");
-        }
+        node.netns.run(|| switch_gro_on("eth0")).context("ETHTOOL_SGRO")?;
         let tcp = Tcp {
             source: 40_000,
             destination: PORTS[1],
@@ -191,7 +210,7 @@ impl World {
     /// Sends while it is said so; how long it took.
     fn flood(&self, goes_on: &(dyn Fn(Instant) -> bool + Sync)) -> Result<Duration> {
         self.lab.underlay.run(|| {
-            let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
             let ifindex = rustix::net::netdevice::name_to_index(&socket, "node1")?;
             // r1 = ifindex; r2 = 0; call bpf_redirect; exit
             let program = load_xdp(&[0x1b7 | u64::from(ifindex) << 32, 0x2b7, 0x85 | 23 << 32, 0x95])?;
