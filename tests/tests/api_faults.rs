@@ -58,8 +58,21 @@ impl Scene {
         options.log_level = Some("info,palisade::api=debug".to_owned());
         let mut scene = Self { agent: None, meddler, plane, options, a, b, node, _server: server, lab, marks: 0 };
         change(&scene.plane, 0).expect("objects are taken");
+        scene.await_own_service();
         scene.agent = Some(scene.start());
         scene
+    }
+
+    /// The API server makes a Service of itself a moment after it is ready. One that is killed before that makes it later, when tables are
+    /// compared.
+    fn await_own_service(&self) {
+        let own =
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kubernetes", "namespace": "default"}});
+        let end = Instant::now() + DEADLINE;
+        while let Err(error) = self.plane.get(&own) {
+            assert!(Instant::now() < end, "the API server has no Service of its own: {error:#}");
+            sleep(Duration::from_millis(20));
+        }
     }
 
     fn start(&self) -> Agent {
