@@ -280,7 +280,9 @@ fn when_nobody_reads_nothing_is_captured() {
     let nothing = |when: &str| {
         let before = budgets();
         scene.refused();
-        assert_eq!(budgets(), before, "captured {when}");
+        // An agent's that has ended goes when the kernel gets to it.
+        let after = budgets();
+        assert!(after.iter().all(|one| before.contains(one)), "captured {when}: {before:?} {after:?}");
     };
     nothing("though nobody ever read");
     let reader = Reader::start(&scene, "first.pcapng", &[]);
